@@ -1,0 +1,45 @@
+# Nothing is needed but Python 3.10 or newer and make. Each target makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test lab bench sync clean
+
+help:
+	@echo "make demo   train on digits, judge, pack, serve, ask over HTTP"
+	@echo "make test   lint, every notebook, every test"
+	@echo "make lab    JupyterLab on the notebooks"
+	@echo "make bench  the measurements in benchmarks/"
+	@echo "make sync   export and clean the notebooks, render README.md"
+	@echo "make clean  remove .venv; models and runs stay"
+
+# The stamp is written last: an interrupted installation is begun again, a finished one is not repeated.
+$(BIN)/.installed: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[dev]"
+	@touch $@
+
+install: $(BIN)/.installed
+
+demo: install
+	$(BIN)/mlkit demo
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check nbs kernels tests benchmarks
+	$(BIN)/pytest
+
+lab: install
+	$(BIN)/jupyter lab --notebook-dir=. nbs/15_tour.ipynb
+
+bench: install
+	$(BIN)/python benchmarks/run.py
+
+sync: install
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-clean --fname kernels
+	$(BIN)/python tests/readme.py
+
+clean:
+	rm -rf .venv
