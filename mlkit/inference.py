@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'InputError', 'decode', 'to_square', 'to_array', 'Predicti
 # %% ../nbs/07_inference.ipynb #db6ab61a
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,34 +49,23 @@ def decode(
     if not data:
         raise InputError("the file is empty", kind="empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of large pictures: our own limit is lower; of odd metadata: unused
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_megapixels * 1e6:
-                size = f"{image.width} × {image.height} pixels"
-                raise InputError(
-                    f"the picture has {size}; at most {max_megapixels:g} megapixels are taken",
-                    kind="too_large",
-                )
-            image.load()
-            return image.convert(color)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_megapixels * 1e6:
+            said = f"{image.width} × {image.height} pixels; at most {max_megapixels:g} megapixels"
+            raise InputError(f"the picture has {said} are taken", kind="too_large")
+        image.load()
+        return image.convert(color)
     except InputError:
         raise
-    except Image.DecompressionBombError as e:
-        raise InputError(
-            f"the picture has more than {max_megapixels:g} megapixels", kind="too_large"
-        ) from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        limit = f"more than {max_megapixels:g} megapixels"
+        raise InputError(f"the picture has {limit}", kind="too_large") from e
     except UnidentifiedImageError as e:
         if data.startswith(_SIGNATURES):
             raise InputError("the picture's header is damaged", kind="damaged") from e
-        raise InputError(
-            f"this is no picture of a kind that is taken: {', '.join(FORMATS)}", kind="unsupported"
-        ) from e
-    except (
-        Exception
-    ) as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+        taken = ", ".join(FORMATS)
+        raise InputError(f"no picture of a kind that is taken: {taken}", kind="unsupported") from e
+    except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
         raise InputError("the picture is truncated or damaged", kind="damaged") from e
 
 # %% ../nbs/07_inference.ipynb #aae4400a
