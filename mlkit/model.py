@@ -7,12 +7,12 @@ __all__ = ['ModelFileError', 'find_arch', 'read_weights', 'load_weights', 'learn
 
 # %% ../nbs/03_model.ipynb #7171b26c
 import difflib
-import logging
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
+import fastai.callback.all  # noqa: F401  gives every Learner fit_one_cycle, lr_find, no_bar, …
+import httpx
 import timm
 import torch
 import torchvision.models as tvm
@@ -21,6 +21,7 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastai.vision.learner import TimmBody, create_body, model_meta, vision_learner
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from .config import MlkitError, Settings, nearest
@@ -154,20 +155,25 @@ def _address(name: str) -> str:
 
 
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
-    loud = logging.getLogger("huggingface_hub")
-    level = loud.level
+    cfg = timm.get_pretrained_cfg(name) if isinstance(find_arch(name), str) else None
     try:
-        loud.setLevel(logging.ERROR)
+        if cfg and cfg.hf_hub_id:
+            file = cfg.hf_hub_filename or "model.safetensors"
+            if isinstance(cached := try_to_load_from_cache(cfg.hf_hub_id, file), str):
+                return read_weights(Path(cached))
+            httpx.head(
+                _address(name), timeout=10
+            )  # without a network the hub's client tries for 46 s
         return _reference(name, pretrained=True)[0].state_dict()
-    except Exception as e:  # URLError, ConnectionError, LocalEntryNotFoundError, RuntimeError: no weights, no network
+    except Exception as e:  # URLError, ConnectError, LocalEntryNotFoundError, RuntimeError, …
         raise ModelFileError(
-            f"pretrained weights of {name!r} could not be had from {_address(name)} ({type(e).__name__}). One of: "
+            f"pretrained weights of {name!r} could not be had from {_address(name)} "
+            f"({type(e).__name__}). One of: "
             "(1) --weights FILE with a .pth or .safetensors of this architecture; "
-            "(2) fetch them once on a machine with a network and copy its ~/.cache/torch or ~/.cache/huggingface here; "
+            "(2) fetch them once on a machine with a network and copy its "
+            "~/.cache/torch or ~/.cache/huggingface here; "
             "(3) --set model.pretrained=false to begin without"
         ) from e
-    finally:
-        loud.setLevel(level)
 
 # %% ../nbs/03_model.ipynb #508cdf49
 def learner(
