@@ -22,7 +22,7 @@ import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.vision.augment import AffineCoordTfm, RandTransform, Resize
+from fastai.vision.augment import AffineCoordTfm, Resize
 from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from torch import nn

@@ -234,14 +234,14 @@ class Registry:
     def verify(
         self,
         ref: str,  # a version
-    ) -> Manifest:
-        "Return the manifest when every file is as it was added; raise `BundleError` naming all that are not."
+    ) -> Version:
+        "Return the version when every file is as it was added; raise `BundleError` naming all that are not."
         version = self.resolve(ref)
         manifest = verify_bundle(version.path)
         if manifest.name != version.name:
             said = f"{version.path} holds a bundle named {manifest.name!r}"
             raise BundleError(f"{said}; it was not put there by `add`", [MANIFEST])
-        return manifest
+        return version
 
     def _names(self) -> list[str]:
         found = (p.name for p in self.root.glob("*") if re.fullmatch(_NAME, p.name))

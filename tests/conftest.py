@@ -1,0 +1,122 @@
+"""A small model to serve, and a server in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import onnx.parser
+import pytest
+
+from mlkit.bundle import ImageInput, Parity, write_bundle
+from mlkit.registry import Registry
+
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 13]>
+color (float[n, 3, 8, 8] x) => (float[n, 3] p) {{
+    mean = ReduceMean<axes = [2, 3], keepdims = 0>(x)
+    {body}
+}}"""
+SOFTMAX = "p = Softmax<axis = 1>(mean)"
+NAN = "none = Sub(mean, mean)  p = Div(none, none)"
+SERVE = (
+    "import sys; from mlkit.api import serve; from mlkit.config import load_settings;"
+    "serve(load_settings(*sys.argv[1:]))"
+)
+
+
+class Server(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def lines(self) -> list[dict]:
+        "The access log."
+        return [json.loads(s) for s in self.log.read_text().splitlines() if s.startswith("{")]
+
+
+def make_bundle(
+    folder: Path,  # to be made
+    body: str = SOFTMAX,  # from `mean`, inputs × 3, to `p`
+    name: str = "color",
+) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    graph = folder.with_suffix(".onnx")
+    onnx.save(onnx.parser.parse_model(GRAPH.format(body=body)), str(graph))
+    fields = dict(
+        name=name,
+        created="2026-01-01T00:00:00Z",
+        task="image-classification",
+        vocab=("red", "green", "blue"),
+        input=ImageInput(size=(8, 8), resize="squish"),
+        arch="mean",
+        metrics={"accuracy": 1.0},
+        lineage={"seed": 42},
+        parity=Parity(examples=1, max_difference=0, labels_equal=True),
+    )
+    return write_bundle(folder, fields, {"model.onnx": graph})
+
+
+@contextmanager
+def running(
+    models: Path,  # a registry
+    folder: Path,  # for its log
+    *assignments: str,  # section.key=value
+) -> Iterator[Server]:
+    "A server on a free port, as `mlkit serve` runs it; ended by SIGTERM, and not a moment too early."
+    log = folder / "server.log"
+    command = [sys.executable, "-W", "error", "-c", SERVE, f"paths.models={models}", "api.port=0"]
+    with open(log, "w") as errors:
+        process = subprocess.Popen(
+            [*command, *assignments], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
+        )
+    try:
+        if not (said := re.search(r"http://\S+", process.stdout.readline())):
+            raise AssertionError(f"the server did not start:\n{log.read_text()}")
+        yield Server(said[0], process, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def color_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A bundle that tells red, green and blue pictures from each other."
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "color")
+
+
+@pytest.fixture(scope="session")
+def models(color_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A registry with that bundle in production; not to be changed."
+    registry = Registry(tmp_path_factory.mktemp("models"))
+    registry.promote(registry.add(color_bundle, name="color").ref)
+    return registry.root
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    "A server of it, with the default settings but for a smaller body."
+    with running(models, tmp_path_factory.mktemp("server"), "api.max_body_mb=2") as one:
+        yield one
+
+
+@pytest.fixture
+def start(models: Path, tmp_path: Path) -> Callable:
+    "`with start('api.body_seconds=1') as server`: another one, with other settings."
+    return lambda *assignments, root=models: running(root, tmp_path, *assignments)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_of_this_machine() -> Iterator[None]:
+    kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("MLKIT_")}
+    yield
+    os.environ.update(kept)

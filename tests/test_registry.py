@@ -1,0 +1,120 @@
+"""The registry under several processes, some of which are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlkit.registry import Registry, RegistryError
+
+ADD = """
+import sys
+from pathlib import Path
+import mlkit.registry as r
+{before}
+for _ in range(int(sys.argv[3])):
+    print(r.Registry(Path(sys.argv[1])).add(Path(sys.argv[2]), name="color").ref, flush=True)
+"""
+
+
+def adding(root: Path, bundle: Path, times: int, before: str = "") -> subprocess.Popen:
+    command = [sys.executable, "-c", ADD.format(before=before), str(root), str(bundle), str(times)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+STOPS = {
+    "copying": "shutil = r.shutil; r.shutil = type('S', (), dict(copytree=lambda *a, **k: stop(), rmtree=shutil.rmtree))",
+    "checking the copy": "r.verify_bundle = lambda f: stop() if '.part' in str(f) else v(f)",
+    "before the rename": "r.publish = lambda *a: stop()",
+    "after the rename": "p = r.publish; r.publish = lambda *a: (p(*a), stop())",
+}
+
+
+@pytest.mark.parametrize("moment", STOPS)
+def test_killed_while_adding(moment: str, color_bundle: Path, tmp_path: Path) -> None:
+    stop = (
+        "import time; v = r.verify_bundle\ndef stop(): print('here', flush=True); time.sleep(60)\n"
+    )
+    process = adding(tmp_path, color_bundle, 1, stop + STOPS[moment])
+    assert process.stdout.readline() == "here\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    registry = Registry(tmp_path)
+    whole = [registry.verify(v.ref).version for v in registry.list()]
+    assert whole == ([1] if moment == "after the rename" else [])
+    assert registry.add(color_bundle, name="color").version == len(whole) + 1
+    assert not list(tmp_path.glob("color/.part*"))  # what the dead one left was swept
+
+
+def test_killed_at_any_moment(color_bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for i in range(5):
+        process = adding(tmp_path, color_bundle, 1000)
+        process.stdout.readline()
+        time.sleep(0.013 * i)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    versions = [registry.verify(v.ref).version for v in registry.list()]
+    assert versions == list(range(1, len(versions) + 1)) and len(versions) >= 5
+
+
+def test_racing_processes_get_different_versions(color_bundle: Path, tmp_path: Path) -> None:
+    racers = [adding(tmp_path, color_bundle, 10) for _ in range(4)]
+    given = [ref for p in racers for ref in p.communicate()[0].split()]
+    assert all(p.returncode == 0 for p in racers)
+    assert sorted(given) == sorted(f"color@{i}" for i in range(1, 41))
+    assert [v.version for v in Registry(tmp_path).list()] == list(range(1, 41))
+
+
+def test_racing_promotions_keep_each_others_history(color_bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for _ in range(9):
+        registry.add(color_bundle, name="color")
+    program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
+    program += "for ref in sys.argv[2:]: r.promote(ref)"
+    batches = (["color@1", "color@2", "color@3"], ["color@4", "color@5"], ["color@6", "color@7"])
+    racers = [subprocess.Popen([sys.executable, "-c", program, tmp_path, *b]) for b in batches]
+    assert [p.wait(60) for p in racers] == [0, 0, 0]
+    seen = [registry.resolve("color").version]
+    while len(seen) < 7:
+        seen.append(registry.rollback("color").version)
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(RegistryError, match="no earlier"):
+        registry.rollback("color")
+
+
+def test_readers_see_a_whole_pointer(color_bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for _ in range(2):
+        registry.add(color_bundle, name="color")
+    registry.promote("color@1")
+    program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
+    program += "while True: r.promote('color@1'); r.promote('color@2')"
+    writer = subprocess.Popen([sys.executable, "-c", program, tmp_path])
+    try:
+        seen, deadline = set(), time.monotonic() + 60
+        while seen != {1, 2} and time.monotonic() < deadline:
+            seen |= {registry.resolve("color").version for _ in range(200)}
+    finally:
+        writer.kill()
+        writer.wait()
+    assert seen == {1, 2}
+
+
+def test_removal_is_whole(color_bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for _ in range(2):
+        registry.add(color_bundle, name="color")
+    program = "import os, signal, sys, mlkit.registry as r\n"
+    program += "r.shutil.rmtree = lambda p: os.kill(os.getpid(), signal.SIGKILL)\n"
+    program += "r.Registry(sys.argv[1]).remove('color@2')"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path])
+    assert done.returncode == -signal.SIGKILL
+    assert [v.version for v in registry.list()] == [1]
+    assert registry.add(color_bundle, name="color").version == 3
+    assert sorted(os.listdir(tmp_path / "color")) == [".lock", "1", "3", "production.json"]
