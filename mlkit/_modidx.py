@@ -186,7 +186,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlkit.main._now': ('main.html#_now', 'mlkit/main.py'),
                             'mlkit.main._print_json': ('main.html#_print_json', 'mlkit/main.py'),
                             'mlkit.main._registry': ('main.html#_registry', 'mlkit/main.py'),
-                            'mlkit.main._server': ('main.html#_server', 'mlkit/main.py'),
                             'mlkit.main._settings_for': ('main.html#_settings_for', 'mlkit/main.py'),
                             'mlkit.main._show_runs': ('main.html#_show_runs', 'mlkit/main.py'),
                             'mlkit.main._stdout_to_stderr': ('main.html#_stdout_to_stderr', 'mlkit/main.py'),

@@ -220,7 +220,7 @@ def _media_type(
         said = f"content-encoding {coding[:80]!r} is not taken; send the body as it is"
         raise HTTPException(415, said, {"Accept-Encoding": "identity"})
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    media = kind.decode("latin-1")
+    media = kind.decode("latin-1").lower()  # not every version of the parser does
     known = ("multipart/form-data", "application/json", "application/octet-stream")
     if not media and request.headers.get("content-length", "0") == "0":
         media = known[-1]  # nothing was sent, of no kind: told so when it is decoded

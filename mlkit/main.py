@@ -11,7 +11,6 @@ __all__ = ['app', 'models_app', 'Set', 'Json', 'Debug', 'Name', 'Weights', 'Ref'
 # %% ../nbs/14_main.ipynb #4ab218f4
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -676,6 +675,7 @@ def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
         "data.source=sklearn:digits",
         "data.size=32",
         "data.flip=false",
+        "train.epochs=8",
     ]
     settings = _load([*chosen, *(set_ or [])])
     with _stdout_to_stderr(json_):
@@ -734,43 +734,13 @@ def _next(done: Outcome, picture: Path) -> str:
     )
 
 
-@contextmanager
-def _server(settings: "Settings", ref: str) -> Iterator[str]:
-    "Serve `ref` in a process of its own on a free port; give its address, and end it."
-    import re
-    import subprocess
-
-    variables = {
-        f"MLKIT_{s}__{k}".upper(): str(getattr(getattr(settings, s), k))
-        for s, k in (("paths", "models"), ("api", "host"))
-    }
-    command = [sys.executable, "-m", "mlkit", "serve", ref, "--port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | variables
-    )
-    try:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"http://\S+", line):
-                yield found[0].rstrip("/.,")
-                return
-        from mlkit.config import MlkitError
-
-        raise MlkitError(
-            f"the server ended before it listened: {''.join(lines).strip() or 'see its message above'}"
-        )
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def _ask(done: Outcome, settings: "Settings", files: Sequence[Path]) -> list[dict[str, Any]]:
+    from mlkit.api import serving
     from mlkit.client import Client
 
     with (
-        _server(settings, f"{done.name}@{done.version}") as url,
-        Client(url, model=done.name) as client,
+        serving(settings, [f"{done.name}@{done.version}"]) as url,
+        Client(url, model=f"{done.name}@{done.version}") as client,
     ):
         client.wait_ready(60)
         print(f"Served: {url}")

@@ -1,0 +1,96 @@
+"""The kernel notebook runs in every way that it is meant to, and gives the same numbers for the same seed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+KERNEL = Path(__file__).parents[1] / "kernels" / "train" / "train.ipynb"
+BIN = Path(sys.executable).parent
+PARAMETERS = {"arch": "test_resnet", "epochs": "2", "seed": "7"}
+
+
+def run(command: list[str | Path], cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")}
+    own = {
+        "MLKIT_PATHS__CACHE": str(cwd / "cache"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        command, cwd=cwd, env=clean | own | variables, capture_output=True, text=True, timeout=500
+    )
+
+
+def accuracy(notebook: Path) -> str:
+    "Return the accuracy that the executed notebook shows."
+    outputs = (o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []))
+    shown = "".join(o.get("text", "") for o in outputs)
+    return re.search(r"accuracy ([\d.]+) on \d+ validation examples", shown)[1]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    "`mlkit run` from a folder that has nothing to do with the repository."
+    folder = tmp_path_factory.mktemp("elsewhere")
+    pairs = [word for pair in PARAMETERS.items() for word in ("-p", *pair)]
+    done = run([BIN / "mlkit", "run", KERNEL, *pairs, "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)[0]
+
+
+def test_mlkit_run_keeps_everything_in_one_run(executed: tuple[Path, dict]) -> None:
+    folder, record = executed
+    kept = Path(record["folder"])
+    assert record["status"] == "done" and kept.parent == folder / "runs"
+    assert [p.name for p in kept.parent.iterdir()] == [kept.name], (
+        "the notebook's run is the command's run"
+    )
+    assert record["metrics"]["accuracy"] == pytest.approx(
+        float(accuracy(kept / "notebook.ipynb")), abs=5e-5
+    )
+    outputs = {f["name"] for f in json.loads((kept / "outputs.json").read_text())["files"]}
+    assert {"bundle/manifest.json", "bundle/model.onnx", "report/card.md", "split.csv"} <= outputs
+    assert "Executing" in (kept / "log.txt").read_text()
+    events = (kept / "events.jsonl").read_text()
+    assert '"p_epochs": 2' in events and '"p_arch": "test_resnet"' in events
+
+
+def test_executed_notebook_shows_pictures(executed: tuple[Path, dict]) -> None:
+    cells = nbformat.read(Path(executed[1]["folder"]) / "notebook.ipynb", 4).cells
+    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 5, "batch, learning rate, history, confusion, top losses"
+
+
+def test_papermill_and_jupyter_execute_agree(executed: tuple[Path, dict], tmp_path: Path) -> None:
+    "The same seed gives the same accuracy by plain papermill and by jupyter execute."
+    plain = tmp_path / "plain.ipynb"
+    pairs = [word for pair in PARAMETERS.items() for word in ("-p", *pair)]
+    done = run([BIN / "papermill", KERNEL, plain, *pairs], tmp_path)
+    assert done.returncode == 0, done.stderr
+    prepared = tmp_path / "prepared.ipynb"
+    done = run([BIN / "papermill", "--prepare-only", KERNEL, prepared, *pairs], tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run([BIN / "jupyter", "execute", "--inplace", prepared], tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours = accuracy(Path(executed[1]["folder"]) / "notebook.ipynb")
+    assert accuracy(plain) == accuracy(prepared) == ours
+
+
+def test_wrong_parameters_start_nothing(tmp_path: Path) -> None:
+    done = run([BIN / "mlkit", "run", KERNEL, "-p", "epoch", "1", "-p", "size", "big"], tmp_path)
+    assert done.returncode == 1
+    assert "did you mean 'epochs'" in done.stderr and "size = 'big'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_notebook_is_kept(tmp_path: Path) -> None:
+    done = run([BIN / "mlkit", "run", KERNEL, "-p", "source", "absent"], tmp_path)
+    assert done.returncode == 1
+    assert "cell 3 failed with DataError" in done.stderr and "does not exist" in done.stderr
+    (kept,) = (tmp_path / "runs").iterdir()
+    assert "does not exist" in (kept / "notebook.ipynb").read_text()
