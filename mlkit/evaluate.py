@@ -8,7 +8,7 @@ __all__ = ['Evaluation', 'evaluate', 'plot_confusion', 'plot_top_losses', 'plot_
 # %% ../nbs/05_evaluate.ipynb #14bddcaf
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ class Evaluation:
     "Probabilities and truth of the validation examples, and what follows from them."
 
     vocab: tuple[str, ...]
-    probabilities: np.ndarray  # examples × classes
-    truth: np.ndarray  # index of the true class, one an example
+    probabilities: np.ndarray = field(repr=False)  # examples × classes
+    truth: np.ndarray = field(repr=False)  # index of the true class, one an example
     loss: float  # mean of the Learner's loss
-    paths: tuple[Path, ...]  # of the examples
+    paths: tuple[Path, ...] = field(repr=False)  # of the examples
 
     @cached_property
     def predicted(self) -> np.ndarray:

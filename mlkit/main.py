@@ -12,6 +12,7 @@ __all__ = ['app', 'models_app', 'Set', 'Json', 'Debug', 'Name', 'Weights', 'Ref'
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -762,4 +763,5 @@ def join_parameters(
 
 def run() -> None:
     "Be the command `mlkit`."
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # fastai's
     app(join_parameters(sys.argv[1:]), prog_name="mlkit")

@@ -15,7 +15,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ class Audit:
     "What a source holds: classes, files that cannot be read, duplicates, leakage; a table in JupyterLab."
 
     source: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...] = field(repr=False)
 
     @cached_property
     def readable(self) -> tuple[Picture, ...]:
@@ -385,8 +385,8 @@ def _shorten(found: dict[str, str] | list[list[str]]) -> str:
 class Split:
     "Which pictures teach and which judge."
 
-    train: tuple[Picture, ...]
-    valid: tuple[Picture, ...]
+    train: tuple[Picture, ...] = field(repr=False)
+    valid: tuple[Picture, ...] = field(repr=False)
     labels: tuple[str, ...]
     fingerprint: str
 
