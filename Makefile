@@ -16,7 +16,7 @@ help:
 $(BIN)/.installed: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[dev]"
+	$(BIN)/python -m pip install -e ".[dev]"
 	@touch $@
 
 install: $(BIN)/.installed
@@ -30,7 +30,7 @@ test: install
 	$(BIN)/pytest
 
 lab: install
-	$(BIN)/jupyter lab --notebook-dir=. nbs/15_tour.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. nbs/15_tour.ipynb
 
 bench: install
 	$(BIN)/python benchmarks/run.py

@@ -182,6 +182,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlkit.main._difference': ('main.html#_difference', 'mlkit/main.py'),
                             'mlkit.main._explain': ('main.html#_explain', 'mlkit/main.py'),
                             'mlkit.main._load': ('main.html#_load', 'mlkit/main.py'),
+                            'mlkit.main._me': ('main.html#_me', 'mlkit/main.py'),
                             'mlkit.main._next': ('main.html#_next', 'mlkit/main.py'),
                             'mlkit.main._now': ('main.html#_now', 'mlkit/main.py'),
                             'mlkit.main._print_json': ('main.html#_print_json', 'mlkit/main.py'),

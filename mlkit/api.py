@@ -671,8 +671,8 @@ def serving(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
 ) -> Iterator[str]:
-    "Serve from a thread of this process as long as the block lasts; give its URL, which accepts requests."
-    with _bind(settings.api.host, settings.api.port) as listener:
+    "Serve on a free port, from a thread of this process, as long as the block lasts; give the URL, which accepts requests."
+    with _bind(settings.api.host, 0) as listener:
         accepting = threading.Event()
         server = _Server(create_app(settings, models), accepting.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

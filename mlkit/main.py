@@ -11,6 +11,7 @@ __all__ = ['app', 'models_app', 'Set', 'Json', 'Debug', 'Name', 'Weights', 'Ref'
 # %% ../nbs/14_main.ipynb #4ab218f4
 import functools
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -292,7 +293,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*head, title=title or None, title_justify="left")
+    table = Table(*head, title=title or None, title_justify="left", show_header=any(head))
     for row in rows:
         table.add_row(*(str(x) for x in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
@@ -380,7 +381,7 @@ def _train(
         return
     ref = done.name if promote else f"{done.name}@{done.version}"
     print(
-        f"{'Promoted' if promote else 'Added'}: {done.bundle}\nReport: {done.run / 'report' / 'card.md'}\nServe it: mlkit serve {ref}"
+        f"{'Promoted' if promote else 'Added'}: {done.bundle}\nReport: {done.run / 'report' / 'card.md'}\nServe it: {_me()} serve {ref}"
     )
 
 
@@ -724,13 +725,19 @@ def _difference(
     )
 
 
+def _me() -> str:
+    "Return how this command is typed here: the plain word where the shell would find it."
+    return "mlkit" if shutil.which("mlkit") else sys.argv[0]
+
+
 def _next(done: Outcome, picture: Path) -> str:
+    me = _me()
     return (
         "\nWhat to type next:\n"
-        f"  mlkit serve {done.name}\n"
+        f"  {me} serve {done.name}\n"
         f"  curl -F file=@{picture} http://127.0.0.1:8000/v1/models/{done.name}/predict\n"
-        f"  mlkit models show {done.name}\n"
-        "  mlkit pipeline FOLDER --name NAME      your own pictures: a folder for each class\n"
+        f"  {me} models show {done.name}\n"
+        f"  {me} pipeline FOLDER --name NAME      your own pictures: a folder for each class\n"
         f"(the report is {done.run / 'report' / 'card.md'})"
     )
 
