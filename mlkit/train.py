@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import CancelFitException
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import valley
 from fastai.callback.tracker import TrackerCallback
@@ -24,6 +24,8 @@ from fastai.imports import in_notebook, noop
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
 
 from .config import MlkitError, Settings, TrainSettings
 from .runs import Run
@@ -134,8 +136,13 @@ def find_lr(
     steps: int = 60,  # batches of the range test
 ) -> float:
     "Return the learning rate at the valley of the loss curve, between 5e-4 and 1e-2."
-    with learn.no_bar():
-        found = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,)).valley
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("Looking for a learning rate", total=steps)
+        step = Callback(after_batch=lambda _: bar.advance(task))
+        with learn.no_bar(), learn.added_cbs(step):
+            found = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,)).valley
     lr = min(max(found, _SANE[0]), _SANE[1]) if math.isfinite(found) else 2e-3
     rates, losses = learn.recorder.lrs, [float(x) for x in learn.recorder.losses]
     figure = Figure(figsize=(6, 3), layout="constrained")
