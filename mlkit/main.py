@@ -396,17 +396,25 @@ def data(
     debug: Debug = False,
 ) -> None:
     "Audit the examples, and nothing else."
-    from mlkit.preprocess import audit, split
+    from mlkit.preprocess import DataError, audit, split
 
     settings = _load(set_, source=data)
     found = audit(settings.data.source, settings)
-    if json_:
-        _print_json(found.to_dict())
-    else:
+    if not json_:
         _tell("audit", found)
         for name, problem in list(found.quarantine.items())[:20]:
             print(f"unreadable: {name}: {problem}")
-    split(found, settings)  # says what is missing when there is too little
+    try:
+        split(found, settings)
+        missing = None
+    except DataError as e:
+        missing = str(e)
+        if not json_:
+            raise
+    if json_:
+        _print_json(found.to_dict() | {"too_little": missing})
+        if missing:
+            raise typer.Exit(1)
 
 # %% ../nbs/14_main.ipynb #7b7a9e7c
 @app.command("run")
@@ -698,18 +706,18 @@ def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
         print(
             f"{right} of {len(rows)} right; greatest difference between HTTP and the Learner: {difference:.1e}"
         )
-    if json_:
-        _print_json(
-            {**done.to_dict(), "unseen": len(rows), "right": right, "http_difference": difference}
-        )
-    else:
-        print(_next(done, files[0]))
     if difference > 1e-4:
         from mlkit.config import MlkitError
 
         raise MlkitError(
             f"the server's probabilities differ from the Learner's by {difference:.1e}; at most 1e-4 is right"
         )
+    if json_:
+        _print_json(
+            {**done.to_dict(), "unseen": len(rows), "right": right, "http_difference": difference}
+        )
+    else:
+        print(_next(done, files[0]))
 
 
 def _difference(

@@ -90,8 +90,12 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
+    hidden = (".", "__")  # .ipynb_checkpoints holds copies, __MACOSX no pictures
     return [
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES
+        and not any(part.startswith(hidden) for part in p.relative_to(folder).parts)
     ]
 
 
@@ -123,11 +127,16 @@ def _from_csv(path: Path) -> list[Example]:
             if not {"path", "label"} <= set(rows.fieldnames or []):
                 have = ", ".join(rows.fieldnames or []) or "none"
                 raise DataError(f"{path} has the columns {have}; path and label are needed")
-            found = [
-                Example(path.parent / r["path"], r["label"], r["path"])
-                for r in rows
-                if r["path"] and r["label"]
-            ]
+            found, bare = [], []
+            for row in rows:
+                name, label = row["path"], row["label"]
+                if not (name and label):
+                    bare.append(str(rows.line_num))
+                found.append(Example(path.parent / (name or ""), label, name))
+            if bare:
+                raise DataError(
+                    f"{path} lacks a path or a label in {len(bare)} lines, such as {', '.join(bare[:10])}; fill them in or remove them"
+                )
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {e}") from e
     missing = [e.name for e in found if not e.path.is_file()]

@@ -257,6 +257,16 @@ def test_bad_source(what: str, digits: Path, tmp_path: Path) -> None:
     assert not leftovers(tmp_path) and not (tmp_path / "models").exists()
 
 
+def test_audit_as_json_says_what_is_missing_in_the_same_document(
+    digits: Path, tmp_path: Path
+) -> None:
+    source, words = bad_sources(digits, tmp_path / "data")["texts named .jpg"]
+    done = mlkit("data", source, "--json", cwd=tmp_path)
+    said = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert words in said["too_little"] and len(said["unreadable"]) == 12
+
+
 def test_wrong_key_in_settings_file(tmp_path: Path) -> None:
     (tmp_path / "settings.ini").write_text("[train]\nepoch = 3\n")
     done = mlkit("pipeline", "sklearn:digits", "--name", "bad", cwd=tmp_path)
