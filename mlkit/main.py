@@ -425,43 +425,124 @@ def run_command(
         list[str] | None,
         typer.Option("-p", metavar="KEY VALUE", help="A parameter of the notebook; repeatable."),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="KEY=V1,V2",
+            help="A run for each value; repeatable, all combinations.",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs of a grid at the same time.")] = 1,
+    again: Annotated[
+        bool, typer.Option("--again", help="Do also what a grid has done already.")
+    ] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Keep each executed notebook as HTML too.")
+    ] = False,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    "Execute a notebook with parameters; it is kept in runs/."
-    from mlkit.notebook import run_notebook
+    "Execute a notebook with parameters, or with a grid of them; all is kept in runs/."
+    from mlkit.config import MlkitError
+    from mlkit.notebook import check_parameters, expand, find_parameters, render_html, run_grid
 
-    pairs = dict(p.partition("=")[::2] for p in parameter or [])
+    settings, defaults = _load(set_), find_parameters(notebook)
+    given = dict(p.partition("=")[::2] for p in parameter or [])
+    if grid:
+        combinations = expand(given, _axes(grid), defaults)
+    else:
+        combinations = [check_parameters(given, defaults)]
+    known = functools.cache(lambda source: _fingerprint(source, settings))
     with _stdout_to_stderr(json_):
-        record = run_notebook(notebook, pairs, _load(set_))
-    _show_runs([record], json_)
+        records = run_grid(
+            notebook,
+            combinations,
+            settings,
+            jobs=jobs,
+            fingerprint=None if again or not grid else lambda p: known(p.get("source", "")),
+        )
+    for record in records:
+        if html and (kept := record.folder / "notebook.ipynb").is_file():
+            render_html(kept)
+    failed = [r for r in records if r.status != "done"]
+    if json_ or len(records) > 1 or not failed:
+        _show_runs(records, json_)
+    if failed and json_:
+        raise typer.Exit(1)
+    if failed:
+        count = f"{len(failed)} of {len(records)} runs failed:\n" if len(records) > 1 else ""
+        raise MlkitError(count + "\n".join(r.error for r in failed))
+
+
+def _axes(words: Sequence[str]) -> dict[str, list[str]]:
+    from mlkit.config import SettingsError
+
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or name in axes:
+            raise SettingsError(f"--grid {word!r}: write it once for each parameter, as KEY=V1,V2")
+        axes[name] = [v for v in values.split(",") if v]
+    return axes
+
+
+def _fingerprint(source: str, settings: "Settings") -> str:
+    "Return the fingerprint of a notebook's data as it is now; none when it names none."
+    from mlkit.preprocess import audit
+
+    source = source or settings.data.source
+    return audit(source, settings).fingerprint if source else ""
 
 
 @app.command()
 @_command
-def runs(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
-    "The table of runs, newest first."
-    from mlkit.runs import list_runs
+def runs(
+    sort: Annotated[
+        str, typer.Option(help="Metric, best first, or started, newest first.")
+    ] = "accuracy",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the metric by epoch into this .png, .svg or .pdf.")
+    ] = None,
+    set_: Set = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    "The table of runs."
+    from mlkit.runs import list_runs, plot_runs
 
-    _show_runs(list_runs(_load(set_).paths.runs), json_)
+    found = list_runs(_load(set_).paths.runs)
+    _show_runs(found, json_, sort)
+    if plot:
+        plot_runs(found, "accuracy" if sort == "started" else sort, plot)
 
 
-def _show_runs(records: Sequence[Any], as_json: bool) -> None:
+def _show_runs(records: Sequence[Any], as_json: bool, sort: str = "started") -> None:
+    from mlkit.runs import varying
+
+    if sort != "started":
+        falls = "loss" in sort  # the less the better
+        records = sorted(
+            records,
+            key=lambda r: (sort not in r.metrics, r.metrics.get(sort, 0) * (1 if falls else -1)),
+        )
     if as_json:
         _print_json([asdict(r) for r in records])
         return
+    names, metric = varying(records), "accuracy" if sort == "started" else sort
     rows = [
         (
             r.id,
             r.kind,
             r.status,
             f"{r.seconds:.0f} s" if r.seconds is not None else "",
-            f"{r.metrics['accuracy']:.4f}" if "accuracy" in r.metrics else "",
+            *(r.parameters.get(n, "") for n in names),
+            f"{r.metrics[metric]:.4f}" if metric in r.metrics else "",
         )
         for r in records
     ]
-    _table("", ("run", "kind", "status", "took", "accuracy"), rows)
+    _table("", ("run", "kind", "status", "took", *names, metric), rows)
 
 # %% ../nbs/14_main.ipynb #0a7cda6e
 def _registry(assignments: list[str] | None) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 KERNEL = Path(__file__).parents[1] / "kernels" / "train" / "train.ipynb"
 BIN = Path(sys.executable).parent
@@ -56,8 +57,7 @@ def test_mlkit_run_keeps_everything_in_one_run(executed: tuple[Path, dict]) -> N
     outputs = {f["name"] for f in json.loads((kept / "outputs.json").read_text())["files"]}
     assert {"bundle/manifest.json", "bundle/model.onnx", "report/card.md", "split.csv"} <= outputs
     assert "Executing" in (kept / "log.txt").read_text()
-    events = (kept / "events.jsonl").read_text()
-    assert '"p_epochs": 2' in events and '"p_arch": "test_resnet"' in events
+    assert record["parameters"] == {"arch": "test_resnet", "epochs": 2, "seed": 7}
 
 
 def test_executed_notebook_shows_pictures(executed: tuple[Path, dict]) -> None:
@@ -94,3 +94,55 @@ def test_failing_notebook_is_kept(tmp_path: Path) -> None:
     assert "cell 3 failed with DataError" in done.stderr and "does not exist" in done.stderr
     (kept,) = (tmp_path / "runs").iterdir()
     assert "does not exist" in (kept / "notebook.ipynb").read_text()
+
+
+GRID = [
+    "source = 'pictures'\nlr = 0.1\nseed = 1",
+    """
+from mlkit.config import load_settings
+from mlkit.preprocess import audit
+from mlkit.runs import Run
+settings = load_settings(source=source)
+with Run.start(settings) as run:
+    run.log("data", fingerprint=audit(source, settings).fingerprint)
+    run.log("metrics", accuracy=1 - lr)
+    if lr > 0.5:
+        raise ValueError("too fast")
+""",
+]
+
+
+def test_grid_does_again_only_what_failed_or_changed(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in GRID])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "language": "python",
+        "display_name": "Python 3",
+    }
+    nbformat.write(notebook, tmp_path / "grid.ipynb")
+    for i in range(12):
+        place = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(place)
+    command = [BIN / "mlkit", "run", "grid.ipynb", "--grid", "lr=0.2,0.9,0.1", "--jobs", "3"]
+
+    def ids() -> tuple[list[str], list[str]]:
+        done = run([*command, "--json"], tmp_path)
+        records = json.loads(done.stdout)
+        assert done.returncode == 1 and "too fast" in records[1]["error"], done.stderr
+        assert [r["parameters"]["lr"] for r in records] == [0.2, 0.9, 0.1]
+        assert [r["status"] for r in records] == ["done", "failed", "done"]
+        assert records[1]["failed_cell"] == 2
+        return [records[0]["id"], records[2]["id"]], [records[1]["id"]]
+
+    done, failed = ids()
+    assert ids()[0] == done
+    assert ids()[1] != failed
+    (tmp_path / "pictures/a/0.png").write_bytes((tmp_path / "pictures/a/2.png").read_bytes())
+    assert not set(ids()[0]) & set(done)
+
+    table = run([BIN / "mlkit", "runs", "--plot", "runs.png"], tmp_path)
+    assert table.returncode == 1 and "no run has 'accuracy'" in table.stderr  # no epochs were told
+    scores = [float(x) for x in re.findall(r"│ (0\.\d{4}) +│$", table.stdout, re.M)]
+    assert len(scores) == 8 and scores == sorted(scores, reverse=True)

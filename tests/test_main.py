@@ -154,6 +154,7 @@ def test_interrupt_keeps_the_best_and_says_how_to_go_on(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
     )
     for line in process.stderr:
         if line.startswith("epoch 2/"):
