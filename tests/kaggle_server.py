@@ -367,12 +367,13 @@ class Standin:
         ended = threading.Timer(limit, self._expire, [version])
         ended.daemon = True
         ended.start()
-        for line in version.process.stdout:
-            try:
-                version.log.append(json.loads(line))
-            except ValueError:
-                version.log.append({"stream_name": "stderr", "time": 0.0, "data": line})
-        code = version.process.wait()
+        with version.process:
+            for line in version.process.stdout:
+                try:
+                    version.log.append(json.loads(line))
+                except ValueError:
+                    version.log.append({"stream_name": "stderr", "time": 0.0, "data": line})
+        code = version.process.returncode
         ended.cancel()
         version.status = "ERROR" if code or version.failure else "COMPLETE"
 
