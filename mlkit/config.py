@@ -104,12 +104,33 @@ class TrainSettings(_Section):
         "auto", description="auto = by the device"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="of split, weights, order and augmentation")
+    minutes: float = Field(
+        0, ge=0, description="time for the fit; it stops at a checkpoint before; 0 = no limit"
+    )
+    resume: Path | None = Field(
+        None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
+    )
 
 
 class KaggleSettings(_Section):
-    "What differs inside a Kaggle kernel. Credentials are the official client's own affair."
+    "How Kaggle is worked with, and what differs inside a kernel. Credentials are the official client's own affair."
 
     input: Path = Field(Path("/kaggle/input"), description="where Kaggle mounts the data sources")
+    accelerator: str = Field(
+        "", description="gpu, cpu or a machine shape; empty = as kernel-metadata.json says"
+    )
+    session_hours: float = Field(9, gt=0, le=12, description="limit of a kernel's session, hours")
+    wait_hours: float = Field(24, gt=0, description="how long a kernel is followed, hours")
+    poll_seconds: float = Field(
+        5, gt=0, le=60, description="pause before the first question again; it grows, seconds"
+    )
+    call_seconds: float = Field(60, gt=0, description="deadline of one call, seconds")
+    patience_minutes: float = Field(
+        10, gt=0, description="how long a call that fails is tried again, minutes"
+    )
+    processing_minutes: float = Field(
+        60, gt=0, description="how long Kaggle may process a dataset, minutes"
+    )
 
 
 class ApiSettings(_Section):
@@ -217,16 +238,15 @@ def _read_ini(path: Path) -> configparser.ConfigParser:
     return ini
 
 # %% ../nbs/00_config.ipynb #2dfb128f
-_IS_PATH = {"model.weights", "kaggle.input", "paths.models", "paths.runs", "paths.cache"}
-_OPTIONAL = {"model.weights"}
+_OPTIONAL = {"model.weights", "train.resume"}
+_IS_PATH = {*_OPTIONAL, "kaggle.input", "paths.models", "paths.runs", "paths.cache"}
 _RUN_VARIABLES = {"MLKIT_SETTINGS", "MLKIT_RUN"}
 
 
 def _absolute(key: str, value: str, base: Path) -> str:
-    if key == "data.source":
-        outside = not value or ":" in value.split("/")[0]  # sklearn:digits, kaggle:owner/dataset
-        return value if outside else str(base / Path(value).expanduser())
-    return str(base / Path(value).expanduser()) if key in _IS_PATH and value else value
+    elsewhere = not value or ":" in value.split("/")[0]  # sklearn:digits, kaggle:owner/dataset
+    is_path = key in _IS_PATH or key == "data.source"
+    return str(base / Path(value).expanduser()) if is_path and not elsewhere else value
 
 
 def _file_layer(path: Path | None) -> dict[str, str]:

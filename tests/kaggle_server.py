@@ -172,7 +172,12 @@ class Standin:
         class Handler(_Handler):
             standin = self
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may hang up
+                    super().handle_error(*_)
+
+        self.http = Server(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()

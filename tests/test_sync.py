@@ -38,7 +38,7 @@ ROOMS = {
     "api": {"config", "registry", "inference"},
     "client": set(),
     "notebook": {"config", "runs"},
-    "kaggle": {"config", "registry", "runs", "notebook"},
+    "kaggle": {"config", "registry", "runs", "notebook", "preprocess", "bundle"},
 }
 ROOMS["main"] = set(ROOMS)
 ROOMS["__main__"] = {"main"}
