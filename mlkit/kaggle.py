@@ -7,7 +7,8 @@ __all__ = ['PLACEHOLDER', 'KaggleError', 'Account', 'build_wheel', 'Parcel', 'fi
            'fetch', 'slug_of', 'describe_kernel', 'Target', 'target_of', 'gather_wheels', 'travel', 'send_data', 'Busy',
            'Parts', 'prepare', 'check_quota', 'gpu_quota', 'check_sources', 'compose', 'begin', 'push', 'read_status',
            'decode_log', 'LogStream', 'Watch', 'list_outputs', 'pull', 'register', 'explain_failure', 'Detached',
-           'collect', 'attach', 'send', 'LocalDatasets', 'dry_run', 'get', 'shape_submission', 'submit', 'diagnose']
+           'held', 'collect', 'attach', 'send', 'find_run', 'find_target', 'read_log', 'follow_log', 'LocalDatasets',
+           'dry_run', 'get', 'shape_submission', 'submit', 'diagnose']
 
 # %% ../nbs/13_kaggle.ipynb #92bdc58a
 import base64
@@ -161,6 +162,11 @@ class Account:
         "Where the calls go."
         return str(self.http._endpoint)
 
+    @property
+    def pause(self) -> float:
+        "Seconds before the first time that something is tried again."
+        return self.settings.poll_seconds / 5
+
     def deadline(self) -> float:
         "Until when something is tried that begins now, on the monotonic clock."
         return time.monotonic() + self.settings.patience_minutes * 60
@@ -211,6 +217,7 @@ class Account:
             params={"versionLabel": f"v{target.version}"} if target.version else {},
             headers={"Accept": "text/event-stream, */*", "Content-Type": None},
             stream=True,
+            timeout=(min(self.settings.call_seconds, 20), 300),  # an epoch may be silent for long
         )
         answer.raise_for_status()
         return answer
@@ -232,7 +239,7 @@ class Account:
             )
 
     def _try(self, work: Callable[[], Any], what: str, repeat: bool, patient: bool) -> Any:
-        until, pause = self.deadline() if patient else 0.0, 0.5
+        until, pause = self.deadline() if patient else 0.0, self.pause / 2
         while True:
             try:
                 return _within(self.settings.call_seconds * 1.5, work, what)
@@ -397,7 +404,7 @@ def upload(
     "Send a file, going on after each break where the storage says it is, and return its token."
     size, sent, wrong = path.stat().st_size, 0, ""
     told, resumed = begun or begin(), bool(begun)
-    until, pause = account.deadline(), 0.5
+    until, pause = account.deadline(), account.pause
     while True:
         try:
             have = _arrived(account, told["url"], size) if resumed else 0
@@ -411,7 +418,7 @@ def upload(
                 return told["token"]
             wrong = f"{have} of {size} bytes have arrived"
             if have > sent:  # it gets on: patience begins anew
-                sent, until, pause = have, account.deadline(), 0.5
+                sent, until, pause = have, account.deadline(), account.pause
         except requests.RequestException as e:
             wrong = _brief(e)
         resumed = True
@@ -572,7 +579,7 @@ class Datasets:
     ) -> dict[str, int]:
         "Wait until Kaggle has processed the dataset; return the listing of `version`."
         until = time.monotonic() + self.account.settings.processing_minutes * 60
-        pause, said = 0.5, ""
+        pause, said = self.account.pause, ""
         while (status := self.status(ref)) != "READY":
             if status in ("FAILED", "DELETED"):
                 raise KaggleError(
@@ -588,7 +595,7 @@ class Datasets:
 
     def _appeared(self, ref: str, before: int | None) -> int:
         "Return the number of the version that was made, which may take a while to be seen."
-        until, pause = time.monotonic() + 300, 0.5
+        until, pause = time.monotonic() + 300, self.account.pause
         while True:
             now = self.version(ref)
             if now and now != before:
@@ -696,7 +703,7 @@ def fetch(
     "Download a file, however often that takes within `kaggle.patience_minutes`, and return its path."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    until, pause, url, wrong = account.deadline(), 0.5, None, 0
+    until, pause, url, wrong = account.deadline(), account.pause, None, 0
     while True:
         have = part.stat().st_size if part.exists() else 0
         if have and (size is None or have > size):  # what it belongs to cannot be known
@@ -726,7 +733,7 @@ def fetch(
                 raise KaggleError(f"{path.name}: three times {problem}; nothing was kept of it")
         problem = problem or f"{now} of {size} bytes came"
         if now > have:  # it gets on: patience begins anew
-            until, pause = account.deadline(), 0.5
+            until, pause = account.deadline(), account.pause
         else:
             url = None  # perhaps it has expired
         if time.monotonic() + pause > until:
@@ -1320,6 +1327,8 @@ def _variables(settings: Settings, parameters: Mapping[str, Any]) -> dict[str, s
         section = getattr(settings, name)
         for key, field in type(section).model_fields.items():
             value = getattr(section, key)
+            if key in ("source", "weights", "resume"):
+                continue  # what lies on this machine travels as a parameter or not at all
             if key not in parameters and value != field.default and value is not None:
                 out[f"MLKIT_{name}__{key}".upper()] = str(value)
     out.setdefault("MLKIT_TRAIN__MINUTES", f"{settings.kaggle.session_hours * 60 * 0.9:g}")
@@ -1477,13 +1486,15 @@ _NOISE = re.compile(
 def read_status(
     account: Account,
     target: Target,
+    *,
+    patient: bool = False,  # ask again when no answer comes
 ) -> tuple[str, str]:
     "Return how far it is, such as RUNNING or COMPLETE, and what Kaggle says of a failure."
     from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
 
     request = _fill(ApiGetKernelSessionStatusRequest(), **target.fields)
     answer = account.call(
-        "kernels.kernels_api_client.get_kernel_session_status", request, target.ref, patient=False
+        "kernels.kernels_api_client.get_kernel_session_status", request, target.ref, patient=patient
     )
     return answer.status.name, answer.failure_message or ""
 
@@ -1736,7 +1747,8 @@ def pull(
     if "pulled" not in _events(run):
         for e in told["events"]:
             if e["event"] in ("epoch", "data", "metrics", "fit", "lr_find"):
-                run.log(e.pop("event"), **{k: v for k, v in e.items() if k != "time"})
+                told_then = {k: v for k, v in e.items() if k not in ("time", "event")}
+                run.log(e["event"], **told_then)
     run.log("pulled", files=len(files), bytes=size, version=target.version)
     return told
 
@@ -1832,7 +1844,9 @@ class Detached(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def _held(run: Run) -> Iterator[None]:
+def held(
+    run: Run,
+) -> Iterator[None]:
     "Hold the run, so that no second process collects it; the system lets go of it when this process dies."
     with open(run.folder / ".held", "w") as f:
         try:
@@ -1846,6 +1860,8 @@ def collect(
     run: Run,  # ended on Kaggle
     watch: Watch,
     settings: Settings,
+    *,
+    promote: bool = False,  # make the version the production version
 ) -> RunRecord:
     "Bring home what there is, register the bundle, and return the run's record: done, failed or stopped."
     if watch.status != "COMPLETE":
@@ -1865,6 +1881,8 @@ def collect(
             error=f"{run.id} stopped at a checkpoint by its time budget; the same command goes on from there",
         )
     else:
+        if version and promote:
+            Registry(settings.paths.models).promote(version.ref)
         run.finish("done")
     return read_run(run.folder)
 
@@ -1891,7 +1909,7 @@ def attach(
     "Follow a run to its end and bring home what it made."
     if (record := read_run(run.folder)).status in ("done", "failed", "stopped"):
         return record
-    with _held(run):
+    with held(run):
         watch = Watch(run, account, tell, everything=everything)
         try:
             while not watch.poll():
@@ -1921,6 +1939,7 @@ def send(
     *,
     jobs: int = 1,  # at the same time
     again: bool = True,  # do also what has been done
+    promote: bool = False,  # make each version the production version
 ) -> list[RunRecord]:
     "Run the notebook on Kaggle once for each of `runs`, and return their records in that order, whatever became of them."
     records: list[RunRecord | None] = [None] * len(runs)
@@ -1940,7 +1959,7 @@ def send(
                             waiting.pop(0)
                             continue
                         begun[i] = begin(parts, settings)
-                        locks.enter_context(_held(begun[i]))
+                        locks.enter_context(held(begun[i]))
                     try:
                         push(begun[i], account, tell)
                         watches[i] = Watch(begun[i], account, tell)
@@ -1950,7 +1969,7 @@ def send(
                         tell(f"{e}; it is tried again")
                 for i, watch in list(watches.items()):
                     if watch.poll():
-                        records[i] = collect(watch.run, watch, settings)
+                        records[i] = collect(watch.run, watch, settings, promote=promote)
                         del watches[i]
                         if (
                             records[i].status == "failed"
@@ -1983,6 +2002,59 @@ def _fill_image(watch: Watch, settings: Settings) -> bool:
     )
     gather_wheels(image, settings.paths.cache / "kaggle/wheels/image")
     return True
+
+# %% ../nbs/13_kaggle.ipynb #92aa2c9d
+def find_run(
+    settings: Settings,  # `paths.runs`
+    name: str = "",  # the id or its beginning or end; empty = the newest
+) -> Run:
+    "Return a run that was sent to Kaggle; raise `KaggleError` naming those that there are."
+    sent = [r for r in list_runs(settings.paths.runs) if r.kind == "kaggle"]
+    found = [r for r in sent if r.id.startswith(name) or r.id.endswith(name)]
+    exact = [r for r in found if r.id == name] or (found[:1] if not name else found)
+    if len(exact) != 1:
+        there = ", ".join(r.id for r in sent[:10]) or "none"
+        raise KaggleError(
+            f"{'several runs are' if exact else 'no run is'} named {name!r}; those sent to Kaggle: {there}"
+        )
+    return Run(exact[0].folder)
+
+
+def find_target(
+    settings: Settings,
+    name: str = "",  # of a run, or owner/slug, or owner/slug/version
+) -> Target:
+    "Return the version of a kernel that is meant."
+    if match := re.fullmatch(r"([\w-]+/[\w-]+)(?:/v?(\d+))?", name):
+        return Target(match[1], int(match[2] or 0), f"https://www.kaggle.com/code/{match[1]}")
+    return target_of(find_run(settings, name))
+
+
+def read_log(
+    account: Account,
+    target: Target,
+) -> list[str]:
+    "Return the lines that a kernel has printed until now."
+    with account.stream(target) as answer:
+        if "event-stream" not in answer.headers.get("Content-Type", ""):
+            entries = decode_log(answer.text)
+        else:
+            entries = decode_log(list_outputs(account, target)[1])
+    return "".join(_plain(str(e.get("data", ""))) for e in entries).splitlines()
+
+
+def follow_log(
+    account: Account,
+    target: Target,
+) -> Iterator[str]:
+    "Yield the lines of a log as they are written, until its end."
+    stream = LogStream(account, target)
+    try:
+        while not stream.over.wait(0.2):
+            yield from stream.take()
+        yield from stream.take()
+    finally:
+        stream.close()
 
 # %% ../nbs/13_kaggle.ipynb #ff538338
 class LocalDatasets(Datasets):

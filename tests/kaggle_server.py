@@ -166,6 +166,7 @@ class Standin:
         self.lag_polls = 0  # so many status calls after a push tell of the version before
         self.gpu_sessions, self.gpu_quota, self.gpu_used = 2, 30 * 3600, 0
         self.page = 200  # most entries of a page
+        self.session_variables: dict[str, str] = {}  # besides those of a session
         self.lock = threading.RLock()
         self.closing = threading.Event()
 
@@ -315,14 +316,12 @@ class Standin:
                 place = root / "competitions" / name if self.layout == "new" else root / name
                 shutil.copytree(self.competitions[name].folder, place)
 
-    def python(self) -> Path:
-        "Return an interpreter that sees this environment's packages, but not this project."
-        home = self.folder / "image"
-        if not home.exists():
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-            site = next(home.glob("lib/python*/site-packages"))
-            own = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
-            (site / "image.pth").write_text("\n".join(own))  # its own .pth files are not followed
+    def _python(self, home: Path) -> Path:
+        "Return a new interpreter that sees this environment's packages, but not this project."
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+        site = next(home.glob("lib/python*/site-packages"))
+        own = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+        (site / "image.pth").write_text("\n".join(own))  # its own .pth files are not followed
         return home / "bin" / "python"
 
     def _run(self, version: Version) -> None:
@@ -335,8 +334,7 @@ class Standin:
         for name in ("input", "working", "home"):
             (version.folder / name).mkdir(parents=True)
         self._mount(version)
-        with self.lock:
-            python = self.python()
+        python = self._python(version.folder / "image")
         notebook = version.folder / "__notebook_source__.ipynb"
         notebook.write_text(version.asked["text"], encoding="utf-8")
         self.closing.wait(self.queue_seconds)
@@ -357,6 +355,7 @@ class Standin:
             "KAGGLE_KERNEL_RUN_TYPE": "Batch",
             "PIP_CONFIG_FILE": os.devnull,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+            **self.session_variables,
         }
         version.process = subprocess.Popen(
             [python, "-c", RUNNER, json.dumps(asked)],
