@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlkit.kaggle._fill': ('kaggle.html#_fill', 'mlkit/kaggle.py'),
                               'mlkit.kaggle._fill_image': ('kaggle.html#_fill_image', 'mlkit/kaggle.py'),
                               'mlkit.kaggle._first_cell': ('kaggle.html#_first_cell', 'mlkit/kaggle.py'),
+                              'mlkit.kaggle._get_one': ('kaggle.html#_get_one', 'mlkit/kaggle.py'),
                               'mlkit.kaggle._hash_file': ('kaggle.html#_hash_file', 'mlkit/kaggle.py'),
                               'mlkit.kaggle._message': ('kaggle.html#_message', 'mlkit/kaggle.py'),
                               'mlkit.kaggle._needs': ('kaggle.html#_needs', 'mlkit/kaggle.py'),

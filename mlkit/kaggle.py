@@ -38,6 +38,7 @@ from datetime import datetime, timezone
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -759,9 +760,11 @@ def _receive(account: Account, url: str, part: Path, have: int, size: int | None
         if at not in (0, have):
             return "the storage sent another part than was asked for"
         announced = int(answer.headers.get("Content-Length") or -1)
+        if size is not None and announced >= 0 and at + announced != size:
+            return f"the storage sent something of {at + announced} bytes, not the file of {size}"
         came = 0
         with open(part, "ab" if at else "wb") as f:
-            for chunk in answer.iter_content(1 << 18):
+            for chunk in answer.iter_content(1 << 16):
                 f.write(chunk)
                 came += len(chunk)
         if announced >= 0 and came < announced:
@@ -1627,10 +1630,10 @@ class Watch:
         if self.status == "RUNNING" and self.log is None:
             self.log = LogStream(self.account, self.target)
         if self.status in _TERMINAL:
-            if self.log:
-                self.log.over.wait(2)
-                self._show(self.log.take())
-                self.log.close()
+            log = self.log or LogStream(self.account, self.target)  # it may have ended unseen
+            log.over.wait(10)
+            self._show(log.take())
+            log.close()
             return True
         if time.monotonic() - self.began > self.account.settings.wait_hours * 3600:
             raise KaggleError(
@@ -1758,7 +1761,7 @@ def _read_outputs(path: Path) -> dict[str, Any] | None:
         told = json.loads(path.read_text(encoding="utf-8"))
         [(f["name"], f["bytes"], f["sha256"]) for f in told["files"]], told["run"], told["events"]
         return told
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -2204,9 +2207,31 @@ def get(
             raise KaggleError(f"{name} names a file {file!r}, which leads out of {folder}")
         if not (path.is_file() and path.stat().st_size == size):
             tell(f"{file}, {size / 1e6:.1f} MB")
-            fetch(account, lambda file=file: link(file), path, size=size or None, tell=tell)
+            _get_one(account, lambda file=file: link(file), path, size, tell)
         paths.append(path)
     return paths
+
+
+def _get_one(
+    account: Account, link: Callable[[], str], path: Path, size: int, tell: Callable[[str], None]
+) -> None:
+    "Fetch a file, which the storage may hold as a zip of itself."
+    packed = urlsplit(link()).path.endswith(".zip") and path.suffix != ".zip"
+    if not packed:
+        fetch(account, link, path, size=size, tell=tell)
+        return
+    archive = fetch(account, link, path.with_name(f"{path.name}.zip"), tell=tell)
+    try:
+        with zipfile.ZipFile(archive) as z:
+            (member,) = z.infolist()
+            part = path.with_name(f"{path.name}.part")
+            with z.open(member) as source, open(part, "wb") as target:  # its CRC is checked
+                shutil.copyfileobj(source, target)
+            part.replace(path)
+    except (zipfile.BadZipFile, ValueError) as e:
+        raise KaggleError(f"{path.name} came as a zip file that is damaged: {e}; try again") from e
+    finally:
+        archive.unlink()
 
 
 def _dataset_link(account: Account, ref: str, number: int) -> Callable[[str], str]:

@@ -129,7 +129,7 @@ class Fault:
     "What goes wrong at the next `times` calls of `method`."
 
     method: str  # SaveKernel, …; or file, upload, stream
-    kind: str  # 429, 500, …; reset, reset-after, silence, truncate, short, error-body, cut, expire
+    kind: str  # 429, 500, …; reset, reset-after, silence, silence-after, truncate, short, error-body, cut, expire
     times: int = 1
     retry_after: float | None = None
     match: str = ""  # in the request's path or body
@@ -731,7 +731,9 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self.standin.answer(method, asked, self.base)
         except Refused as e:
             return self._error(e.status, str(e))
-        if fault and fault.kind == "reset-after":
+        if fault and fault.kind == "silence-after":
+            self.standin.closing.wait(600)
+        if fault and fault.kind in ("reset-after", "silence-after"):
             return self._reset()
         if isinstance(answer, str):
             return self._send(302, b"", Location=answer)

@@ -13,18 +13,26 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"  # read when the client is imported
 
+import httpx
 import nbformat
+import numpy as np
 import pytest
+import timm
+from conftest import make_bundle, running
 from kaggle_server import KEY, TOKEN, USER, Standin
+from PIL import Image
+from safetensors.torch import save_file
 
 from mlkit import kaggle
+from mlkit.client import Client
 from mlkit.config import MlkitError, Settings, load_settings
-from mlkit.kaggle import Account, Busy, Datasets, KaggleError
+from mlkit.kaggle import Account, Datasets, KaggleError
 from mlkit.notebook import NotebookError
 from mlkit.registry import Registry
 from mlkit.runs import Run, read_events, read_run
@@ -96,8 +104,15 @@ def notebook(tmp_path: Path) -> Callable[..., Path]:
 
     def make(name: str, cells: list[str] = CELLS, **metadata: Any) -> Path:
         nb = nbformat.v4.new_notebook()
-        nb.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
-        nb.cells = [nbformat.v4.new_markdown_cell("# A kernel"), *map(nbformat.v4.new_code_cell, cells)]
+        nb.metadata.kernelspec = {
+            "name": "python3",
+            "language": "python",
+            "display_name": "Python 3",
+        }
+        nb.cells = [
+            nbformat.v4.new_markdown_cell("# A kernel"),
+            *map(nbformat.v4.new_code_cell, cells),
+        ]
         nb.cells[1].metadata["tags"] = ["parameters"]
         path = tmp_path / "kernels" / name / f"{name}.ipynb"
         path.parent.mkdir(parents=True)
@@ -131,7 +146,9 @@ def keep(account: Account, tmp_path: Path, name: str, parcel: kaggle.Parcel) -> 
 
 def held_there(site: Standin, ref: str) -> dict[str, int]:
     root = site.datasets[ref].versions[-1]
-    return {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("kind", ["cut", "503", "429", "400", "reset", "silence", "expire"])
@@ -179,7 +196,9 @@ def test_what_is_there_is_not_sent_again(
     assert (site.count("StartBlobUpload"), len(site.datasets[ref].versions)) == before
     changed = tmp_path / "more.txt"
     changed.write_text("more")
-    Datasets(account, tmp_path / "memory").keep("kept-as-it-is", [parcel, kaggle.file_parcel(changed)])
+    Datasets(account, tmp_path / "memory").keep(
+        "kept-as-it-is", [parcel, kaggle.file_parcel(changed)]
+    )
     assert len(site.datasets[ref].versions) == 2
 
 
@@ -226,9 +245,7 @@ def test_a_question_is_repeated(kind: str, site: Standin, account: Account, tmp_
     assert time.monotonic() - began > (1 if kind == "429" else 0), "Retry-After is kept"
 
 
-def test_silence_ends_at_the_deadline(
-    site: Standin, settings: Settings, tmp_path: Path
-) -> None:
+def test_silence_ends_at_the_deadline(site: Standin, settings: Settings, tmp_path: Path) -> None:
     short = settings.kaggle.model_copy(update={"call_seconds": 0.5, "patience_minutes": 0.03})
     one = Account(short)
     site.fault("GetDataset", "silence", times=50)
@@ -258,7 +275,11 @@ def test_absent_sources_are_named_before_the_push(
     before = site.count("SaveKernel")
     with pytest.raises(KaggleError) as e:
         prepared(path, settings, account)
-    for part in ("someone/nothing-here", "competitions/closed-doors/rules", "tester/no-such-kernel"):
+    for part in (
+        "someone/nothing-here",
+        "competitions/closed-doors/rules",
+        "tester/no-such-kernel",
+    ):
         assert part in str(e.value)
     assert site.count("SaveKernel") == before
 
@@ -316,7 +337,9 @@ def test_a_notebook_with_the_key_in_it_stays_here(
 def test_no_gpu_time_left(
     site: Standin, notebook: Callable, settings: Settings, account: Account
 ) -> None:
-    gpu = settings.model_copy(update={"kaggle": settings.kaggle.model_copy(update={"accelerator": "gpu"})})
+    gpu = settings.model_copy(
+        update={"kaggle": settings.kaggle.model_copy(update={"accelerator": "gpu"})}
+    )
     site.gpu_used = site.gpu_quota
     with pytest.raises(KaggleError, match=r"no GPU time is left this week; new time from 20\d\d-"):
         prepared(notebook("without-quota"), gpu, account)
@@ -329,7 +352,7 @@ def test_no_gpu_time_left(
 # ---------------------------------------------------------------- push
 
 
-@pytest.mark.parametrize("kind", ["429", "500", "reset", "reset-after", "silence"])
+@pytest.mark.parametrize("kind", ["429", "500", "reset", "reset-after", "silence", "silence-after"])
 def test_a_push_starts_one_run(
     kind: str, site: Standin, notebook: Callable, settings: Settings, account: Account
 ) -> None:
@@ -340,8 +363,7 @@ def test_a_push_starts_one_run(
     target = kaggle.push(run, account)
     assert len(site.kernels[f"{USER}/{name}"]) == 1
     assert (target.ref, target.version) == (f"{USER}/{name}", 1)
-    again = prepared(ROOT / "x", settings, account) if False else kaggle.push(run, account)
-    assert again == target and len(site.kernels[f"{USER}/{name}"]) == 1
+    assert kaggle.push(run, account) == target and len(site.kernels[f"{USER}/{name}"]) == 1
 
 
 def test_an_answer_lost_behind_newer_versions_is_found(
@@ -364,9 +386,15 @@ def test_every_field_is_sent_and_the_users_keys_are_kept(
     site.queue_seconds = 3600
     site.add_dataset("someone/public-data", {"a.txt": b"1"})
     path = notebook(
-        "every-field", id_no=77, my_note="mine", keywords=[], dataset_sources=["someone/public-data"]
+        "every-field",
+        id_no=77,
+        my_note="mine",
+        keywords=[],
+        dataset_sources=["someone/public-data"],
     )
-    gpu = settings.model_copy(update={"kaggle": settings.kaggle.model_copy(update={"accelerator": "gpu"})})
+    gpu = settings.model_copy(
+        update={"kaggle": settings.kaggle.model_copy(update={"accelerator": "gpu"})}
+    )
     run = prepared(path, gpu, account)
     kaggle.push(run, account)
     asked = next(a for m, a in reversed(site.calls) if m == "SaveKernel")
@@ -424,7 +452,7 @@ def test_survives_all_that_passes(
     site.fault("stream", "500")
     told: list[str] = []
     path = notebook(f"survives-{layout}")
-    (record,) = kaggle.send(path, [{"words": 4, "pause": 1.0}], settings, account, told.append)
+    (record,) = kaggle.send(path, [{"words": 4, "pause": 2.0}], settings, account, told.append)
     assert record.status == "done" and record.metrics["accuracy"] == 0.4
     epochs = [line.partition(": ")[2] for line in told if ": epoch " in line]
     assert epochs == [f"epoch {i}/4  valid_loss 0.5" for i in range(1, 5)], "each once, in order"
@@ -508,11 +536,15 @@ def is_whole(run: Run) -> bool:
     told = json.loads(run.file("outputs.json").read_text())
     files = {f["name"]: f["sha256"] for f in told["files"]}
     assert len(files) >= 4 and told["run"] == run.id
-    return all(hashlib.sha256((run.folder / n).read_bytes()).hexdigest() == h for n, h in files.items())
+    return all(
+        hashlib.sha256((run.folder / n).read_bytes()).hexdigest() == h for n, h in files.items()
+    )
 
 
 @pytest.mark.parametrize("what", ["outputs.json", "made/2.bin"])
-@pytest.mark.parametrize("kind", ["500", "reset", "silence", "truncate", "short", "error-body", "expire"])
+@pytest.mark.parametrize(
+    "kind", ["500", "reset", "silence", "truncate", "short", "error-body", "expire"]
+)
 def test_what_comes_home_is_what_was_made(
     kind: str, what: str, complete: Run, site: Standin, account: Account
 ) -> None:
@@ -525,9 +557,12 @@ def test_a_download_goes_on_where_it_broke(complete: Run, site: Standin, account
     site.fault("file", "truncate", match="made/2.bin")
     asked: list[str] = []
     get = account.files.get
-    account.files.get = lambda url, **o: (asked.append(o["headers"].get("Range", "")), get(url, **o))[1]
+    account.files.get = lambda url, **o: (
+        asked.append(o["headers"].get("Range", "")),
+        get(url, **o),
+    )[1]
     kaggle.pull(complete, account)
-    assert is_whole(complete) and [r for r in asked if r] == ["bytes=150000-"]
+    assert is_whole(complete) and [r for r in asked if r] == ["bytes=131072-"]
 
 
 def test_nothing_wrong_is_kept(complete: Run, site: Standin, settings: Settings) -> None:
@@ -541,9 +576,7 @@ def test_nothing_wrong_is_kept(complete: Run, site: Standin, settings: Settings)
     assert is_whole(complete)
 
 
-def test_outputs_of_another_run_are_refused(
-    complete: Run, site: Standin, account: Account
-) -> None:
+def test_outputs_of_another_run_are_refused(complete: Run, site: Standin, account: Account) -> None:
     version = site.kernels[f"{USER}/to-be-fetched"][0]
     other = version.folder / "working" / "somebody-elses"
     shutil.copytree(version.folder / "working" / complete.id, other)
@@ -551,7 +584,10 @@ def test_outputs_of_another_run_are_refused(
         renamed = Run(complete.folder.rename(complete.folder.with_name("somebody-elses")))
         with pytest.raises(KaggleError, match="nothing was taken"):
             kaggle.pull(renamed, account)
-        assert not (renamed.folder / "made").exists() and not (renamed.folder / "outputs.json").exists()
+        assert (
+            not (renamed.folder / "made").exists()
+            and not (renamed.folder / "outputs.json").exists()
+        )
     finally:
         shutil.rmtree(other)
 
@@ -559,7 +595,9 @@ def test_outputs_of_another_run_are_refused(
 def test_a_name_that_leads_outside_is_refused(
     complete: Run, site: Standin, account: Account
 ) -> None:
-    path = site.kernels[f"{USER}/to-be-fetched"][0].folder / "working" / complete.id / "outputs.json"
+    path = (
+        site.kernels[f"{USER}/to-be-fetched"][0].folder / "working" / complete.id / "outputs.json"
+    )
     kept = path.read_text()
     told = json.loads(kept)
     told["files"].append({"name": "../../outside.bin", "bytes": 1, "sha256": "0" * 64})
@@ -572,10 +610,475 @@ def test_a_name_that_leads_outside_is_refused(
     assert not (complete.folder.parent.parent / "outside.bin").exists()
 
 
-def test_links_that_expire_are_asked_for_again(complete: Run, site: Standin, account: Account) -> None:
+def test_links_that_expire_are_asked_for_again(
+    complete: Run, site: Standin, account: Account
+) -> None:
     site.link_seconds = 0.2
     real = kaggle._receive
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kaggle, "_receive", lambda *a: (time.sleep(0.1), real(*a))[1])
         kaggle.pull(complete, account)
     assert is_whole(complete)
+
+
+# ---------------------------------------------------------------- what the image lacks
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    "A package index with one small wheel, tinypkg, and what it was asked for."
+    wheel = tmp_path / "tinypkg-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinypkg.py", "answer = 42\n")
+        info = "tinypkg-1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            page = f"<a href='/{wheel.name}'>{wheel.name}</a>".encode()
+            known = {"/simple/tinypkg/": page, f"/{wheel.name}": wheel.read_bytes()}
+            self.send_response(200 if self.path in known else 404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(known.get(self.path, b""))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/simple/", asked
+        server.shutdown()
+
+
+@pytest.mark.parametrize("internet", [False, True])
+def test_what_the_image_lacks_comes_along(
+    internet: bool,
+    site: Standin,
+    index: tuple[str, list[str]],
+    notebook: Callable,
+    settings: Settings,
+    account: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    url, asked = index
+    monkeypatch.setenv("PIP_INDEX_URL", url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # for pip, which would ask the stand-in
+    monkeypatch.setattr(kaggle, "_needs", lambda: ["numpy>=1", "tinypkg>=1.0"])
+    site.session_variables = {"PIP_INDEX_URL": url}
+    fresh = settings.paths.model_copy(update={"cache": tmp_path / "cache"})
+    fresh = settings.model_copy(update={"paths": fresh})
+    cells = [*CELLS, "import tinypkg\nassert tinypkg.answer == 42"]
+    told: list[str] = []
+    path = notebook(f"image-lacks-{internet}".lower(), cells, enable_internet=internet)
+    (record,) = kaggle.send(path, [{}], fresh, account, told.append)
+    assert record.status == "done", record.error
+    versions = site.kernels[f"{USER}/image-lacks-{internet}".lower()]
+    assert len(versions) == (1 if internet else 2)
+    assert said("lacks tinypkg>=1.0: wheels are sent", told) is not internet
+    assert asked and not [a for a in asked if "mlkit" in a], "no index is ever asked for mlkit"
+
+
+# ---------------------------------------------------------------- a dry run, competitions, the doctor
+
+
+def test_a_dry_run_finds_what_would_fail(
+    notebook: Callable, settings: Settings, site: Standin, tmp_path: Path
+) -> None:
+    before = len(site.calls)
+    told: list[str] = []
+    done = kaggle.dry_run(notebook("dry-run-good"), {"words": 1}, settings, told.append)
+    assert done["run"] == "dry-run" and len(done["files"]) >= 4
+    assert said("mlkit_nb-", told) and not said("cannot be taken away", told)
+    # a file of this machine, the network, and an import that is only here: none of them is there
+    (tmp_path / "mine.txt").write_text("here")
+    for line, part in (
+        (f"open({str(tmp_path / 'x' / '..' / 'absent.txt')!r})", "FileNotFoundError"),
+        (f"import socket\nsocket.create_connection(('127.0.0.1', {site.port}), 2)", "Error"),
+    ):
+        name = f"dry-run-{part.lower()}"
+        with pytest.raises(KaggleError, match=f"(?s)would fail on Kaggle: cell 6 failed.*{part}"):
+            kaggle.dry_run(notebook(name, [*CELLS, line]), {}, settings)
+    with pytest.raises(KaggleError, match="without outputs.json"):
+        kaggle.dry_run(notebook("dry-run-mute", CELLS[:2]), {}, settings)
+    assert len(site.calls) == before, "Kaggle was not asked"
+
+
+@pytest.mark.parametrize("kind", ["", "truncate", "short", "error-body", "500", "expire"])
+def test_competition_data(kind: str, site: Standin, account: Account, tmp_path: Path) -> None:
+    files = {"train.csv": os.urandom(100_000), "sample.csv": b"id,label\n7,\n"}
+    name = f"getting-{kind or 'well'}"
+    site.add_competition(name, files)
+    if kind:
+        site.fault("file", kind, times=2, match="train.csv")
+    paths = kaggle.get(account, name, tmp_path / "data")
+    assert {p.name: p.read_bytes() for p in paths} == files
+    assert not list((tmp_path / "data").rglob("*.part"))
+
+
+def test_a_dataset_comes_home_too(site: Standin, account: Account, tmp_path: Path) -> None:
+    files = {"a/1.bin": os.urandom(1000), "b.txt": b"b", "empty.txt": b""}
+    site.add_dataset("someone/pictures", files)
+    kaggle.get(account, "someone/pictures", tmp_path / "data")
+    assert {n: (tmp_path / "data" / n).read_bytes() for n in files} == files
+
+
+def test_rules_not_accepted(site: Standin, account: Account, tmp_path: Path) -> None:
+    site.add_competition("not-accepted", {"a.csv": b"1"}, accepted=False)
+    with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
+        kaggle.get(account, "not-accepted", tmp_path)
+    (tmp_path / "s.csv").write_text("id,label\n1,2\n")
+    with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
+        kaggle.submit(account, "not-accepted", tmp_path / "s.csv", "m")
+
+
+@pytest.mark.parametrize("kind", ["", "reset-after", "429"])
+def test_a_submission_is_made_once_and_scored(
+    kind: str, site: Standin, account: Account, tmp_path: Path
+) -> None:
+    name = f"handed-in-{kind or 'well'}"
+    site.add_competition(name, {"sample.csv": b"id,label\n10,\n7,\n"})
+    predicted = tmp_path / "predicted.csv"
+    predicted.write_text("input,label,confidence,error\nx/7.png,seven,0.9,\nx/10.png,ten,0.8,\n")
+    sample = site.competitions[name].folder / "sample.csv"
+    file = kaggle.shape_submission(predicted, sample, tmp_path / "submission.csv")
+    assert file.read_text().split() == ["id,label", "10,ten", "7,seven"]
+    if kind:
+        site.fault("CreateSubmission", kind)
+    told = kaggle.submit(account, name, file, "first try")
+    assert told["public"] == "0.87500" and len(site.competitions[name].submissions) == 1
+    sent = [b for b in site.blobs.values() if b.name == "submission.csv"][-1]
+    assert sent.path.read_bytes() == file.read_bytes()
+
+
+def test_a_code_submission_names_the_version(site: Standin, account: Account) -> None:
+    site.add_competition("runs-code", {"a.csv": b"1"})
+    target = kaggle.Target(f"{USER}/some-kernel", 3)
+    kaggle.submit(account, "runs-code", Path("submission.csv"), "m", kernel=target)
+    asked = next(a for m, a in reversed(site.calls) if m == "CreateCodeSubmission")
+    assert (asked["kernelSlug"], asked["kernelVersion"]) == ("some-kernel", 3)
+
+
+def test_identifiers_without_a_prediction(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("input,label\n1.png,a\n")
+    (tmp_path / "s.csv").write_text("id,label\n1,\n2,\n")
+    with pytest.raises(KaggleError, match="nothing for 1 of 2 identifiers .*: 2"):
+        kaggle.shape_submission(tmp_path / "p.csv", tmp_path / "s.csv", tmp_path / "o.csv")
+
+
+def test_the_doctor_names_what_is_used_and_tells_no_secret(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "home/.kaggle"
+    folder.mkdir(parents=True)
+    (folder / "kaggle.json").write_text(json.dumps({"username": "old", "key": "f" * 32}))
+    (folder / "kaggle.json").chmod(0o600)
+    rows = {what: (found, well) for what, found, well in kaggle.diagnose(settings)}
+    assert rows["account"] == (f"{USER}, by KAGGLE_USERNAME and KAGGLE_KEY", True)
+    assert "kaggle.json" in rows["not used"][0] and rows["GPU time left"][1]
+    monkeypatch.setenv(
+        "KAGGLE_API_TOKEN", "KGAT_stale"
+    )  # known to nobody; it must not be sent along
+    stale = kaggle.diagnose(settings)
+    assert rows["account"] in [(found, well) for _, found, well in stale]
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    used = kaggle.diagnose(settings)
+    assert (f"{USER}, by KAGGLE_API_TOKEN") in [found for _, found, _ in used]
+    told = json.dumps([list(rows.items()), stale, used], default=str)
+    assert KEY not in told and TOKEN not in told and "f" * 32 not in told and "KGAT" not in told
+
+
+def test_no_credentials(settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(KaggleError, match="no credentials for Kaggle were found"):
+        Account(settings.kaggle)
+    assert capfd.readouterr() == ("", ""), "the client's own advice is not printed"
+
+
+# ---------------------------------------------------------------- the command line, all the way
+
+
+@pytest.fixture
+def variables(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    "The settings of these tests, for commands."
+    chosen = {
+        "MLKIT_KAGGLE__ACCELERATOR": "cpu",
+        "MLKIT_KAGGLE__POLL_SECONDS": "0.2",
+        "MLKIT_KAGGLE__CALL_SECONDS": "20",
+        "MLKIT_PATHS__CACHE": str(settings.paths.cache),
+        "MLKIT_PATHS__RUNS": str(settings.paths.runs),
+        "MLKIT_PATHS__MODELS": str(settings.paths.models),
+        "PYTHONWARNINGS": "ignore",
+    }
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    return chosen
+
+
+def command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "mlkit", *map(str, words)]
+
+
+def mlkit(*words: Any, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    "Three classes of small pictures, told apart by their colour."
+    noise = np.random.default_rng(0)
+    for c, name in enumerate(("red", "green", "blue")):
+        for i in range(12):
+            pixels = noise.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+            pixels[..., c] += 150
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return tmp_path / "pictures"
+
+
+def test_from_a_folder_to_an_answer_by_way_of_kaggle(
+    site: Standin,
+    settings: Settings,
+    variables: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = tmp_path / "body.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
+    words = [
+        "pipeline",
+        pictures,
+        "--name",
+        "colours",
+        "--on",
+        "kaggle",
+        "--weights",
+        weights,
+        "--json",
+    ]
+    words += ["--set", "model.arch=test_resnet", "--set", "data.size=32", "--set", "train.epochs=2"]
+    seen: set[str] = set()  # the command line of every process
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for p in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(p.read_text(errors="replace"))
+
+    threading.Thread(target=look, daemon=True).start()
+    done = mlkit(*words)
+    over.set()
+    told = json.loads(done.stdout)
+    run = Run(Path(told["folder"]))
+    version = Registry(settings.paths.models).resolve("colours")
+    lineage = version.manifest.lineage
+    assert version.production and lineage["run"] == run.id == told["id"]
+    assert is_whole(run) and told["metrics"]["accuracy"] == version.manifest.metrics["accuracy"]
+    asked = next(a for m, a in reversed(site.calls) if m == "SaveKernel")
+    assert not asked["enableInternet"], "the network was really absent"
+    assert {"mlkit-baggage", "mlkit-data-pictures", "mlkit-weights-body"} == {
+        d.partition("/")[2] for d in asked["datasetDataSources"]
+    }
+    assert lineage["environment"]["place"] == "kaggle" and "accelerators" in lineage["environment"]
+    assert re.search(r"epoch 2/2 .*accuracy \d\.\d+", done.stderr)
+
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name)
+    with running(settings.paths.models, tmp_path) as server:
+        with Client(server.url, model="colours") as client:
+            client.wait_ready(60)
+            (answer,) = client.predict([next((pictures / "red").iterdir())])
+            assert set(answer["probabilities"]) == {"red", "green", "blue"}
+        about = httpx.get(f"{server.url}/v1/models/colours").json()
+        assert about["lineage"]["run"] == run.id, "what is served is this push's"
+
+    # no secret anywhere: files, requests, output, process list
+    files = [p for top in (tmp_path, site.folder) for p in top.rglob("*") if p.is_file()]
+    assert len(files) > 100 and run.file("log.txt") in files
+    assert not [p for p in files if KEY.encode() in p.read_bytes()]
+    assert any("mlkit" in line for line in seen)
+    assert not [line for line in seen if KEY in line]
+    assert KEY not in done.stdout + done.stderr + json.dumps(site.calls)
+
+    # killed after the registry took it and before that was noted: the same version is found again
+    events = run.file("events.jsonl")
+    lines = events.read_text().splitlines()
+    first = json.loads(lines[0]) | {"pid": 2**22 - 3}
+    kept = [line for line in lines[1:] if json.loads(line)["event"] not in ("packed", "end")]
+    events.write_text("\n".join([json.dumps(first), *kept]) + "\n")
+    assert read_run(run.folder).status == "remote"
+    for name, value in site.variables.items():
+        monkeypatch.setenv(name, value)
+    again = json.loads(mlkit(*words).stdout)
+    assert (again["id"], again["version"]) == (run.id, version.version)
+    assert len(site.kernels[f"{USER}/mlkit-train"]) == 1
+    assert [v.version for v in Registry(settings.paths.models).versions("colours")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("phase", "fault"),
+    [
+        ("upload", ("upload", "silence", "data-")),
+        ("push", ("SaveKernel", "silence", "")),
+        ("answer", ("SaveKernel", "silence-after", "")),
+        ("run", ("", "", "")),
+        ("download", ("file", "silence", "made/2.bin")),
+    ],
+)
+def test_killed_and_typed_again(
+    phase: str,
+    fault: tuple[str, str, str],
+    site: Standin,
+    notebook: Callable,
+    variables: dict[str, str],
+    settings: Settings,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    method, kind, match = fault
+    (pictures / "red/extra.png").write_bytes((pictures / "red/0.png").read_bytes() + phase.encode())
+    renamed = pictures.rename(tmp_path / f"pictures-{phase}")
+    path = notebook(f"killed-in-{phase}")
+    words = ["run", path, "-p", f"source={renamed}", "-p", "pause=1.5", "--on", "kaggle", "--json"]
+    if method:
+        site.fault(method, kind, match=match)
+    before = [a["name"] for m, a in site.calls if m == "StartBlobUpload"]
+
+    def reached() -> bool:
+        if phase == "run":
+            versions = site.kernels.get(f"{USER}/killed-in-run", [])
+            return bool(versions) and any("epoch 1" in e["data"] for e in versions[0].log)
+        return not any(f.method == method and f.times for f in site.faults)
+
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < until and process.poll() is None, "it did not get that far"
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    (told,) = json.loads(mlkit(*words).stdout)
+    run = Run(Path(told["folder"]))
+    assert told["status"] == "done" and is_whole(run)
+    assert len(site.kernels[f"{USER}/killed-in-{phase}"]) == 1, "one run, adopted"
+    assert len(list(settings.paths.runs.iterdir())) == 1
+    sent = [a["name"] for m, a in site.calls if m == "StartBlobUpload"][len(before) :]
+    assert len(sent) == len(set(sent)), "nothing is uploaded twice"
+
+
+def test_ctrl_c_detaches(
+    site: Standin, notebook: Callable, variables: dict[str, str], settings: Settings
+) -> None:
+    path = notebook("detached-from")
+    words = ["run", path, "-p", "pause=2", "--on", "kaggle"]
+    process = subprocess.Popen(
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    until = time.monotonic() + 60
+    ref = f"{USER}/detached-from"
+    while not any("epoch 1" in e["data"] for v in site.kernels.get(ref, []) for e in v.log):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    (folder,) = settings.paths.runs.iterdir()
+    assert process.returncode == 1 and f"mlkit kaggle attach {folder.name}" in errors
+    assert "Traceback" not in errors and "kaggle.com/code" in errors
+    assert read_run(folder).status == "remote"
+    assert "running" in mlkit("kaggle", "status").stdout
+    followed = mlkit("kaggle", "logs", "--follow").stdout
+    assert followed.count("epoch 1/2") == followed.count("epoch 2/2") == 1
+    assert "Trained on Kaggle: version 1" in mlkit("kaggle", "attach", folder.name).stdout
+    assert is_whole(Run(folder)) and read_run(folder).status == "done"
+    shutil.rmtree(folder / "made")
+    mlkit("kaggle", "pull", folder.name)
+    assert is_whole(Run(folder))
+
+
+def test_a_failed_kernel_is_a_failed_command(notebook: Callable, variables: dict[str, str]) -> None:
+    path = notebook("fails-aloud")
+    done = mlkit("kaggle", "push", path, "-p", "fail", "true")
+    attached = mlkit("kaggle", "wait", code=1)
+    assert "cell 4 failed with ValueError: the data are bad" in attached.stderr
+    assert "kaggle attach" in done.stdout and "kaggle.com/code" in done.stdout
+
+
+def test_the_same_grid_gives_the_same_table(
+    site: Standin, variables: dict[str, str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["run", TRAIN, "-p", "arch=test_resnet", "-p", "epochs=1", "-p", "lr=0.01"]
+    words += ["--grid", "seed=1,2", "--jobs", "2", "--json"]
+    here = json.loads(mlkit(*words).stdout)
+    there = json.loads(mlkit(*words, "--on", "kaggle").stdout)
+    table = [
+        [(r["parameters"]["seed"], r["metrics"], r["fingerprint"]) for r in t]
+        for t in (here, there)
+    ]
+    assert table[0] == table[1] and len(table[0]) == 2
+    assert table[0][0][1] != table[0][1][1], "the seeds make a difference"
+    before = site.count("SaveKernel")
+    again = json.loads(mlkit(*words, "--on", "kaggle").stdout)
+    assert [r["id"] for r in again] == [r["id"] for r in there]
+    assert site.count("SaveKernel") == before, "finished runs are not done again"
+
+
+def test_a_time_budget_stops_and_the_next_push_goes_on(
+    site: Standin, variables: dict[str, str], settings: Settings
+) -> None:
+    words = ["pipeline", "sklearn:digits", "--name", "in-time", "--on", "kaggle"]
+    for setting in ("model.arch=test_resnet", "model.pretrained=false", "data.size=32"):
+        words += ["--set", setting]
+    words += ["--set", "train.epochs=2", "--set", "train.minutes=0.0001", "--set", "train.lr=0.01"]
+    stopped = mlkit(*words, code=1)
+    assert "stopped at a checkpoint by its time budget" in stopped.stderr
+    done = mlkit(*words, "--json")
+    told = json.loads(done.stdout)
+    assert "goes on from its checkpoint" in done.stderr and told["status"] == "done"
+    epochs = [e["epoch"] for e in read_events(Path(told["folder"])) if e["event"] == "epoch"]
+    assert epochs == [1, 2]
+    manifest = Registry(settings.paths.models).resolve("in-time").manifest
+    assert manifest.lineage["run"] == told["id"] and manifest.lineage["fit"]["epochs"] == 2
+
+
+def test_data_go_and_predictions_are_handed_in(
+    site: Standin, variables: dict[str, str], settings: Settings, pictures: Path, tmp_path: Path
+) -> None:
+    out = mlkit("kaggle", "data", pictures, "--name", "my-colours").stdout
+    assert f"kaggle:{USER}/my-colours/data-" in out
+    assert site.datasets[f"{USER}/my-colours"].private
+    (tmp_path / "one/only").mkdir(parents=True)
+    assert "class" in mlkit("kaggle", "data", tmp_path / "one", code=1).stderr
+    registry = Registry(settings.paths.models)
+    registry.promote(registry.add(make_bundle(tmp_path / "b" / "color"), name="color").ref)
+    mlkit("predict", "color", pictures / "red", "--out", tmp_path / "predicted.csv")
+    ids = "".join(f"{i},\n" for i in range(12))
+    site.add_competition("colours", {"sample.csv": f"id,label\n{ids}".encode()})
+    mlkit("kaggle", "get", "colours", "--to", tmp_path / "data")
+    sample = tmp_path / "data/sample.csv"
+    said_so = mlkit(
+        "kaggle", "submit", "colours", tmp_path / "predicted.csv", "--sample", sample
+    ).stdout
+    assert "score 0.87500" in said_so
+    assert (tmp_path / "submission.csv").read_text().splitlines()[1] == "0,red"
+    assert "0.1" not in mlkit("kaggle", "doctor").stderr
