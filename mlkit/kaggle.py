@@ -1728,8 +1728,7 @@ def pull(
         raise KaggleError(
             f"{target.url} holds the outputs of run {told['run']!r}, not of {run.id}; nothing was taken from it"
         )
-    stopped = any(e["event"] == "fit" and e.get("out_of_time") for e in told["events"])
-    files = [f for f in told["files"] if stopped or not f["name"].startswith("checkpoints/")]
+    files = told["files"]
     size = sum(f["bytes"] for f in files)
     tell(f"{run.id}: fetching {len(files)} files, {size / 1e6:.1f} MB")
     for f in files:

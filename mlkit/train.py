@@ -248,14 +248,19 @@ def find_lr(
         task = bar.add_task("Looking for a learning rate", total=steps)
         step = Callback(after_batch=lambda _: bar.advance(task))
         with learn.no_bar(), learn.added_cbs(step):
-            found = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,)).valley
+            try:
+                found = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,)).valley
+            except IndexError:  # the loss was not finite, or rose at once: there is no valley
+                found = math.nan
     lr = min(max(found, _SANE[0]), _SANE[1]) if math.isfinite(found) else 2e-3
     rates, losses = learn.recorder.lrs, [float(x) for x in learn.recorder.losses]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.semilogx(rates[: len(losses)], losses[: len(rates)])
     axes.axvline(lr, color="tab:orange", label=f"{lr:.2g}")
-    axes.set(xlabel="learning rate", ylabel="loss", ylim=(min(losses) * 0.9, losses[0] * 1.5))
+    axes.set(xlabel="learning rate", ylabel="loss")
+    if seen := [x for x in losses if math.isfinite(x)]:
+        axes.set_ylim(min(seen) * 0.9, seen[0] * 1.5)
     axes.legend()
     figure.savefig(run.file("lr_find.png"))
     run.log("lr_find", valley=float(found), lr=lr)
