@@ -471,7 +471,8 @@ def run_command(
         combinations = [check_parameters(given, defaults)]
     with _stdout_to_stderr(json_):
         if on == "kaggle":
-            from mlkit.kaggle import Account, send
+            from mlkit.account import Account
+            from mlkit.kaggle import send
 
             account = Account(settings.kaggle)
             done_too = again or not grid
@@ -720,8 +721,9 @@ def _kernel_notebook() -> Path:
 
 
 def _pipeline_on_kaggle(settings: "Settings", as_json: bool) -> None:
+    from mlkit.account import Account, KaggleError
     from mlkit.config import known_keys
-    from mlkit.kaggle import Account, KaggleError, register, send
+    from mlkit.kaggle import register, send
     from mlkit.notebook import find_parameters
     from mlkit.runs import Run
 
@@ -795,6 +797,7 @@ def kaggle_push(
 ) -> None:
     "Send a notebook to Kaggle and return; `attach` follows it and brings home what it makes."
     from mlkit import kaggle
+    from mlkit.account import Account
 
     settings = _load(set_, accelerator=accelerator)
     given = dict(p.partition("=")[::2] for p in parameter or [])
@@ -802,7 +805,7 @@ def kaggle_push(
         if dry_run:
             told = kaggle.dry_run(notebook, given, settings, _say)
         else:
-            account = kaggle.Account(settings.kaggle)
+            account = Account(settings.kaggle)
             run = kaggle.begin(kaggle.prepare(notebook, given, settings, account, _say), settings)
             with kaggle.held(run):
                 target = kaggle.push(run, account, _say)
@@ -827,10 +830,11 @@ def kaggle_status(
 ) -> None:
     "How far it is on Kaggle."
     from mlkit import kaggle
+    from mlkit.account import Account
 
     settings = _load(set_)
     target = kaggle.find_target(settings, run)
-    status, failure = kaggle.read_status(kaggle.Account(settings.kaggle), target, patient=True)
+    status, failure = kaggle.read_status(Account(settings.kaggle), target, patient=True)
     if json_:
         _print_json(
             {
@@ -857,9 +861,10 @@ def kaggle_logs(
 ) -> None:
     "What it has printed."
     from mlkit import kaggle
+    from mlkit.account import Account
 
     settings = _load(set_)
-    target, account = kaggle.find_target(settings, run), kaggle.Account(settings.kaggle)
+    target, account = kaggle.find_target(settings, run), Account(settings.kaggle)
     lines = kaggle.follow_log(account, target) if follow else kaggle.read_log(account, target)
     for line in lines:
         print(line, flush=True)
@@ -877,13 +882,14 @@ def kaggle_attach(
 ) -> None:
     "Follow a run to its end and bring home what it made; the exit code is the kernel's."
     from mlkit import kaggle
+    from mlkit.account import Account, KaggleError
 
     settings = _load(set_)
-    account, found = kaggle.Account(settings.kaggle), kaggle.find_run(settings, run)
+    account, found = Account(settings.kaggle), kaggle.find_run(settings, run)
     with _stdout_to_stderr(json_):
         record = kaggle.attach(found, settings, account, _say, everything=logs)
     if record.status != "done":
-        raise kaggle.KaggleError(record.error)
+        raise KaggleError(record.error)
     _show_home(record, kaggle.register(found, settings), json_, promoted=False)
 
 
@@ -894,14 +900,15 @@ def kaggle_pull(
 ) -> None:
     "Bring home, verified, what a run on Kaggle has made; again if files of it were lost here."
     from mlkit import kaggle
+    from mlkit.account import Account, KaggleError
     from mlkit.runs import read_run
 
     settings = _load(set_)
-    account, found = kaggle.Account(settings.kaggle), kaggle.find_run(settings, run)
+    account, found = Account(settings.kaggle), kaggle.find_run(settings, run)
     with _stdout_to_stderr(json_):
         status, _ = kaggle.read_status(account, kaggle.target_of(found), patient=True)
         if status != "COMPLETE":
-            raise kaggle.KaggleError(
+            raise KaggleError(
                 f"{found.id} is {status.lower()} on Kaggle; nothing can be brought home"
             )
         kaggle.pull(found, account, _say)
@@ -924,11 +931,12 @@ def kaggle_data(
 ) -> None:
     "Audit examples and keep a private dataset equal to them."
     from mlkit import kaggle
+    from mlkit.account import Account, Datasets
 
     settings = _load(set_)
-    account = kaggle.Account(settings.kaggle)
+    account = Account(settings.kaggle)
     with _stdout_to_stderr(json_):
-        datasets = kaggle.Datasets(account, settings.paths.cache / "kaggle", _say)
+        datasets = Datasets(account, settings.paths.cache / "kaggle", _say)
         source = kaggle.send_data(path, settings, datasets, name)
     print(json.dumps({"source": source}) if json_ else f"Train from it there: -p source {source}")
 
@@ -943,10 +951,10 @@ def kaggle_get(
     debug: Debug = False,
 ) -> None:
     "Download the files of a competition or a dataset."
-    from mlkit import kaggle
+    from mlkit.account import Account, get
 
     folder = to or Path(name.rpartition("/")[2])
-    paths = kaggle.get(kaggle.Account(_load(set_).kaggle), name, folder, _say)
+    paths = get(Account(_load(set_).kaggle), name, folder, _say)
     _print_json([str(p) for p in paths]) if json_ else print(f"{len(paths)} files in {folder}")
 
 
@@ -970,13 +978,14 @@ def kaggle_submit(
 ) -> None:
     "Hand in, and wait for the score."
     from mlkit import kaggle
+    from mlkit.account import Account, shape_submission, submit
 
     settings = _load(set_)
     if sample:
-        file = kaggle.shape_submission(file, sample, file.with_name("submission.csv"))
+        file = shape_submission(file, sample, file.with_name("submission.csv"))
     target = kaggle.find_target(settings, kernel) if kernel else None
-    account = kaggle.Account(settings.kaggle)
-    told = kaggle.submit(account, competition, file, message, _say, kernel=target)
+    account = Account(settings.kaggle)
+    told = submit(account, competition, file, message, _say, kernel=target)
     if json_:
         _print_json(told)
     else:
@@ -989,7 +998,7 @@ def kaggle_submit(
 @_command
 def kaggle_doctor(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
     "Credentials, reachability, quota, versions. No secret is shown."
-    from mlkit.kaggle import diagnose
+    from mlkit.account import diagnose
 
     rows = diagnose(_load(set_))
     if json_:

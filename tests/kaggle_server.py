@@ -167,6 +167,7 @@ class Standin:
         self.gpu_sessions, self.gpu_quota, self.gpu_used = 2, 30 * 3600, 0
         self.page = 200  # most entries of a page
         self.session_variables: dict[str, str] = {}  # besides those of a session
+        self.sessions: list[threading.Thread] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
 
@@ -192,6 +193,8 @@ class Standin:
             for v in versions:
                 if v.process and v.process.poll() is None:
                     os.killpg(v.process.pid, signal.SIGKILL)
+        for session in self.sessions:
+            session.join(10)
         self.http.shutdown()
         self.http.server_close()
 
@@ -294,7 +297,9 @@ class Standin:
                 version.failure = "No kernel name found in notebook and no override provided."
             self.kernels[ref] = [*versions, version]
             self.titles[ref] = title
-        threading.Thread(target=self._run, args=(version,), daemon=True).start()
+        session = threading.Thread(target=self._run, args=(version,), daemon=True)
+        self.sessions.append(session)
+        session.start()
         return {
             "ref": f"/code/{ref}",
             "url": f"https://www.kaggle.com/code/{ref}",
@@ -337,7 +342,8 @@ class Standin:
         python = self._python(version.folder / "image")
         notebook = version.folder / "__notebook_source__.ipynb"
         notebook.write_text(version.asked["text"], encoding="utf-8")
-        self.closing.wait(self.queue_seconds)
+        if self.closing.wait(self.queue_seconds):
+            return
         if version.failure:
             version.status = "ERROR"
             return

@@ -29,10 +29,11 @@ from kaggle_server import KEY, TOKEN, USER, Standin
 from PIL import Image
 from safetensors.torch import save_file
 
+from mlkit import account as account_of
 from mlkit import kaggle
+from mlkit.account import Account, Datasets, KaggleError
 from mlkit.client import Client
 from mlkit.config import MlkitError, Settings, load_settings
-from mlkit.kaggle import Account, Datasets, KaggleError
 from mlkit.notebook import NotebookError
 from mlkit.registry import Registry
 from mlkit.runs import Run, read_events, read_run
@@ -132,15 +133,15 @@ def said(part: str, lines: list[str]) -> bool:
 
 
 @pytest.fixture
-def parcel(tmp_path: Path) -> kaggle.Parcel:
+def parcel(tmp_path: Path) -> account_of.Parcel:
     files = {}
     for i in range(5):
         files[f"a/{i}.bin"] = tmp_path / f"{i}.bin"
         files[f"a/{i}.bin"].write_bytes(os.urandom(200_000))
-    return kaggle.folder_parcel(files, tmp_path / "parcels")
+    return account_of.folder_parcel(files, tmp_path / "parcels")
 
 
-def keep(account: Account, tmp_path: Path, name: str, parcel: kaggle.Parcel) -> str:
+def keep(account: Account, tmp_path: Path, name: str, parcel: account_of.Parcel) -> str:
     return Datasets(account, tmp_path / "memory").keep(name, [parcel])
 
 
@@ -153,7 +154,7 @@ def held_there(site: Standin, ref: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["cut", "503", "429", "400", "reset", "silence", "expire"])
 def test_upload_arrives_whole(
-    kind: str, site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    kind: str, site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     site.fault("upload", kind, times=2)
     ref = keep(account, tmp_path, f"upload-{kind}", parcel)
@@ -162,7 +163,7 @@ def test_upload_arrives_whole(
 
 
 def test_upload_goes_on_where_it_was_cut(
-    site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     site.fault("upload", "cut")
     before = site.count("StartBlobUpload")
@@ -174,7 +175,12 @@ def test_upload_goes_on_where_it_was_cut(
 @pytest.mark.parametrize("method", ["CreateDataset", "CreateDatasetVersion"])
 @pytest.mark.parametrize("kind", ["reset-after", "reset", "500", "429", "silence"])
 def test_a_dataset_is_made_once(
-    method: str, kind: str, site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    method: str,
+    kind: str,
+    site: Standin,
+    account: Account,
+    parcel: account_of.Parcel,
+    tmp_path: Path,
 ) -> None:
     name = f"made-{method[6:]}-{kind}".lower()
     versions = 1
@@ -188,7 +194,7 @@ def test_a_dataset_is_made_once(
 
 
 def test_what_is_there_is_not_sent_again(
-    site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     ref = keep(account, tmp_path, "kept-as-it-is", parcel)
     before = site.count("StartBlobUpload"), len(site.datasets[ref].versions)
@@ -197,27 +203,27 @@ def test_what_is_there_is_not_sent_again(
     changed = tmp_path / "more.txt"
     changed.write_text("more")
     Datasets(account, tmp_path / "memory").keep(
-        "kept-as-it-is", [parcel, kaggle.file_parcel(changed)]
+        "kept-as-it-is", [parcel, account_of.file_parcel(changed)]
     )
     assert len(site.datasets[ref].versions) == 2
 
 
 def test_a_version_that_lacks_a_file_is_made_again(
-    site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"w" * 1000)
     memory = tmp_path / "memory/uploads.json"
     memory.parent.mkdir()
     dead = {"token": "gone", "url": "http://localhost/upload/gone"}
-    sent = kaggle.file_parcel(other)
+    sent = account_of.file_parcel(other)
     memory.write_text(json.dumps({f"{sent.name} 1000 http://localhost": dead}))
     ref = Datasets(account, tmp_path / "memory").keep("lacks-a-file", [parcel, sent])
     assert held_there(site, ref) == parcel.listed | sent.listed
 
 
 def test_waits_until_it_is_processed(
-    site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     site.processing_seconds = 2
     ref = keep(account, tmp_path, "slow-to-process", parcel)
@@ -229,7 +235,7 @@ def test_waits_until_it_is_processed(
 
 
 def test_a_listing_in_pages(
-    site: Standin, account: Account, parcel: kaggle.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
     site.page = 2
     ref = keep(account, tmp_path, "many-pages", parcel)
@@ -614,9 +620,9 @@ def test_links_that_expire_are_asked_for_again(
     complete: Run, site: Standin, account: Account
 ) -> None:
     site.link_seconds = 0.2
-    real = kaggle._receive
+    real = account_of._receive
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kaggle, "_receive", lambda *a: (time.sleep(0.1), real(*a))[1])
+        patch.setattr(account_of, "_receive", lambda *a: (time.sleep(0.1), real(*a))[1])
         kaggle.pull(complete, account)
     assert is_whole(complete)
 
@@ -718,7 +724,7 @@ def test_competition_data(kind: str, site: Standin, account: Account, tmp_path: 
     site.add_competition(name, files)
     if kind:
         site.fault("file", kind, times=2, match="train.csv")
-    paths = kaggle.get(account, name, tmp_path / "data")
+    paths = account_of.get(account, name, tmp_path / "data")
     assert {p.name: p.read_bytes() for p in paths} == files
     assert not list((tmp_path / "data").rglob("*.part"))
 
@@ -726,17 +732,17 @@ def test_competition_data(kind: str, site: Standin, account: Account, tmp_path: 
 def test_a_dataset_comes_home_too(site: Standin, account: Account, tmp_path: Path) -> None:
     files = {"a/1.bin": os.urandom(1000), "b.txt": b"b", "empty.txt": b""}
     site.add_dataset("someone/pictures", files)
-    kaggle.get(account, "someone/pictures", tmp_path / "data")
+    account_of.get(account, "someone/pictures", tmp_path / "data")
     assert {n: (tmp_path / "data" / n).read_bytes() for n in files} == files
 
 
 def test_rules_not_accepted(site: Standin, account: Account, tmp_path: Path) -> None:
     site.add_competition("not-accepted", {"a.csv": b"1"}, accepted=False)
     with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
-        kaggle.get(account, "not-accepted", tmp_path)
+        account_of.get(account, "not-accepted", tmp_path)
     (tmp_path / "s.csv").write_text("id,label\n1,2\n")
     with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
-        kaggle.submit(account, "not-accepted", tmp_path / "s.csv", "m")
+        account_of.submit(account, "not-accepted", tmp_path / "s.csv", "m")
 
 
 @pytest.mark.parametrize("kind", ["", "reset-after", "429"])
@@ -748,11 +754,11 @@ def test_a_submission_is_made_once_and_scored(
     predicted = tmp_path / "predicted.csv"
     predicted.write_text("input,label,confidence,error\nx/7.png,seven,0.9,\nx/10.png,ten,0.8,\n")
     sample = site.competitions[name].folder / "sample.csv"
-    file = kaggle.shape_submission(predicted, sample, tmp_path / "submission.csv")
+    file = account_of.shape_submission(predicted, sample, tmp_path / "submission.csv")
     assert file.read_text().split() == ["id,label", "10,ten", "7,seven"]
     if kind:
         site.fault("CreateSubmission", kind)
-    told = kaggle.submit(account, name, file, "first try")
+    told = account_of.submit(account, name, file, "first try")
     assert told["public"] == "0.87500" and len(site.competitions[name].submissions) == 1
     sent = [b for b in site.blobs.values() if b.name == "submission.csv"][-1]
     assert sent.path.read_bytes() == file.read_bytes()
@@ -760,8 +766,8 @@ def test_a_submission_is_made_once_and_scored(
 
 def test_a_code_submission_names_the_version(site: Standin, account: Account) -> None:
     site.add_competition("runs-code", {"a.csv": b"1"})
-    target = kaggle.Target(f"{USER}/some-kernel", 3)
-    kaggle.submit(account, "runs-code", Path("submission.csv"), "m", kernel=target)
+    target = account_of.Target(f"{USER}/some-kernel", 3)
+    account_of.submit(account, "runs-code", Path("submission.csv"), "m", kernel=target)
     asked = next(a for m, a in reversed(site.calls) if m == "CreateCodeSubmission")
     assert (asked["kernelSlug"], asked["kernelVersion"]) == ("some-kernel", 3)
 
@@ -770,7 +776,7 @@ def test_identifiers_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("input,label\n1.png,a\n")
     (tmp_path / "s.csv").write_text("id,label\n1,\n2,\n")
     with pytest.raises(KaggleError, match="nothing for 1 of 2 identifiers .*: 2"):
-        kaggle.shape_submission(tmp_path / "p.csv", tmp_path / "s.csv", tmp_path / "o.csv")
+        account_of.shape_submission(tmp_path / "p.csv", tmp_path / "s.csv", tmp_path / "o.csv")
 
 
 def test_the_doctor_names_what_is_used_and_tells_no_secret(
@@ -780,16 +786,16 @@ def test_the_doctor_names_what_is_used_and_tells_no_secret(
     folder.mkdir(parents=True)
     (folder / "kaggle.json").write_text(json.dumps({"username": "old", "key": "f" * 32}))
     (folder / "kaggle.json").chmod(0o600)
-    rows = {what: (found, well) for what, found, well in kaggle.diagnose(settings)}
+    rows = {what: (found, well) for what, found, well in account_of.diagnose(settings)}
     assert rows["account"] == (f"{USER}, by KAGGLE_USERNAME and KAGGLE_KEY", True)
     assert "kaggle.json" in rows["not used"][0] and rows["GPU time left"][1]
     monkeypatch.setenv(
         "KAGGLE_API_TOKEN", "KGAT_stale"
     )  # known to nobody; it must not be sent along
-    stale = kaggle.diagnose(settings)
+    stale = account_of.diagnose(settings)
     assert rows["account"] in [(found, well) for _, found, well in stale]
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-    used = kaggle.diagnose(settings)
+    used = account_of.diagnose(settings)
     assert (f"{USER}, by KAGGLE_API_TOKEN") in [found for _, found, _ in used]
     told = json.dumps([list(rows.items()), stale, used], default=str)
     assert KEY not in told and TOKEN not in told and "f" * 32 not in told and "KGAT" not in told

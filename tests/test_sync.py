@@ -38,7 +38,8 @@ ROOMS = {
     "api": {"config", "registry", "inference"},
     "client": set(),
     "notebook": {"config", "runs"},
-    "kaggle": {"config", "registry", "runs", "notebook", "preprocess", "bundle"},
+    "account": {"config"},
+    "kaggle": {"config", "registry", "runs", "notebook", "account", "preprocess", "bundle"},
 }
 ROOMS["main"] = set(ROOMS)
 ROOMS["__main__"] = {"main"}
