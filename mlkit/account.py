@@ -80,7 +80,7 @@ def _authenticated(seconds: float) -> Any:
             return api
 
         try:
-            return _within(seconds, sign_in, "signing in to Kaggle")
+            return _within(seconds + 30, sign_in, "signing in to Kaggle")  # importing takes a while
         except SystemExit as e:
             remedy = "make a token at https://www.kaggle.com/settings (API), and put it into ~/.kaggle/access_token or KAGGLE_API_TOKEN"
             raise KaggleError(f"no credentials for Kaggle were found; {remedy}") from e

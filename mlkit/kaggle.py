@@ -6,7 +6,8 @@
 __all__ = ['PLACEHOLDER', 'build_wheel', 'slug_of', 'describe_kernel', 'target_of', 'gather_wheels', 'travel', 'send_data',
            'Busy', 'Parts', 'prepare', 'check_quota', 'check_sources', 'compose', 'begin', 'push', 'read_status',
            'decode_log', 'LogStream', 'Watch', 'list_outputs', 'pull', 'register', 'explain_failure', 'Detached',
-           'held', 'collect', 'attach', 'find_run', 'find_target', 'read_log', 'follow_log', 'LocalDatasets', 'dry_run']
+           'held', 'collect', 'attach', 'send', 'find_run', 'find_target', 'read_log', 'follow_log', 'LocalDatasets',
+           'dry_run']
 
 # %% ../nbs/13_kaggle.ipynb #39fd2f12
 import base64
@@ -28,7 +29,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -1217,6 +1218,126 @@ def _detached(runs: Sequence[Run]) -> str:
     return "\n".join(
         ["detached; what runs on Kaggle goes on, and can be stopped only on its page:", *lines]
     )
+
+# %% ../nbs/13_kaggle.ipynb #4a9acac1
+def send(
+    notebook: Path,  # .ipynb
+    runs: Sequence[Mapping[str, Any]],  # the parameters of each
+    settings: Settings,
+    account: Account,
+    tell: Callable[[str], None] = lambda text: None,
+    *,
+    jobs: int = 1,  # at the same time
+    again: bool = True,  # do also what has been done
+    promote: bool = False,  # make each version the production version
+) -> list[RunRecord]:
+    "Run the notebook on Kaggle once for each of `runs`, and return their records in that order, whatever became of them."
+    grid = _Grid(notebook, runs, settings, account, tell, promote)
+    with grid.locks:
+        try:
+            while grid.waiting or grid.watches:
+                if grid.waiting and len(grid.watches) < jobs and time.monotonic() >= grid.retry:
+                    grid.begin_next(again)
+                for i in list(grid.watches):
+                    grid.look(i)
+                time.sleep(0.1)
+        except KeyboardInterrupt as e:
+            open_ones = [r for i, r in grid.begun.items() if grid.records[i] is None]
+            raise Detached(_detached(open_ones)) from e
+    return grid.records
+
+
+class _Grid:
+    "What `send` knows of its runs. What goes wrong with one of several ends that one only."
+
+    def __init__(
+        self,
+        notebook: Path,
+        runs: Sequence[Mapping[str, Any]],
+        settings: Settings,
+        account: Account,
+        tell: Callable[[str], None],
+        promote: bool,
+    ):
+        self.notebook, self.runs, self.settings = notebook, runs, settings
+        self.account, self.tell, self.promote = account, tell, promote
+        self.records: list[RunRecord | None] = [None] * len(runs)
+        self.waiting, self.retry = list(range(len(runs))), 0.0
+        self.begun: dict[int, Run] = {}
+        self.watches: dict[int, Watch] = {}
+        self.completed: set[int] = set()  # wheels were sent for them, once
+        self.locks = contextlib.ExitStack()
+
+    def begin_next(self, again: bool) -> None:
+        i = self.waiting[0]
+        try:
+            if i not in self.begun:
+                parts = prepare(self.notebook, self.runs[i], self.settings, self.account, self.tell)
+                if not again and (done := _done_before(parts.key, self.settings)):
+                    self.tell(f"{done.id} is there already")
+                    self.records[self.waiting.pop(0)] = done
+                    return
+                self.begun[i] = begin(parts, self.settings)
+                self.locks.enter_context(held(self.begun[i]))
+            push(self.begun[i], self.account, self.tell)
+            self.watches[i] = Watch(self.begun[i], self.account, self.tell)
+            self.waiting.pop(0)
+        except Busy as e:
+            self.retry = time.monotonic() + 6 * self.settings.kaggle.poll_seconds
+            self.tell(f"{e}; it is tried again")
+        except KaggleError as e:
+            self.waiting.pop(0)
+            self._lost(i, e)
+
+    def look(self, i: int) -> None:
+        watch = self.watches[i]
+        try:
+            if not watch.poll():
+                return
+            record = collect(watch.run, watch, self.settings, promote=self.promote)
+            again = record.status == "failed" and i not in self.completed
+            if again and _fill_image(watch, self.settings):
+                self.completed.add(i)
+                del self.begun[i]
+                self.waiting.insert(0, i)
+            else:
+                self.records[i] = record
+            del self.watches[i]
+        except KaggleError as e:
+            del self.watches[i]
+            self._lost(i, e)
+
+    def _lost(self, i: int, e: KaggleError) -> None:
+        if len(self.runs) == 1:
+            raise e
+        self.tell(str(e))
+        run = self.begun.get(i)
+        if run is None:  # not even prepared
+            run = Run.start(self.settings, kind="kaggle", join=False)
+            run.log(
+                "parameters", notebook=str(self.notebook), parameters=dict(self.runs[i]), key=""
+            )
+            run.finish("failed", error=str(e))
+        self.records[i] = replace(read_run(run.folder), error=str(e))
+
+
+def _done_before(key: str, settings: Settings) -> RunRecord | None:
+    return next(
+        (r for r in list_runs(settings.paths.runs) if r.key == key and r.status == "done"), None
+    )
+
+
+def _fill_image(watch: Watch, settings: Settings) -> bool:
+    "Download the wheels that the first cell missed, if that was why it failed; return whether to push again."
+    text = watch.run.file("log.txt").read_text(encoding="utf-8")
+    if not (said := re.findall(r"^mlkit image: (\{.*\})$", text, re.MULTILINE)):
+        return False
+    image = json.loads(said[-1])
+    watch.tell(
+        f"Kaggle's image (Python {image['python']}) lacks {', '.join(image['missing'])}: wheels are sent, and the run is pushed again"
+    )
+    gather_wheels(image, settings.paths.cache / "kaggle/wheels/image")
+    return True
 
 # %% ../nbs/13_kaggle.ipynb #23188d01
 def find_run(
