@@ -226,16 +226,19 @@ def _first_cell(asked: dict) -> None:
         )
     wheel = wheels[0].resolve()
     root = next(r for r in roots if r.resolve() in wheel.parents)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--root-user-action=ignore",
-    ]
-    subprocess.run([*pip, "--no-index", "--no-deps", "--force-reinstall", str(wheel)], check=True)
+    temporary = Path(tempfile.gettempdir()) / f"mlkit-{asked['run']}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    aside = [
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(temporary / "site"),
+    ]  # the image stays as it is
+    subprocess.run([*pip, *aside, str(wheel)], check=True)
+    sys.path.insert(0, str(temporary / "site"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
+    )
     importlib.invalidate_caches()
 
     from pip._vendor.packaging.requirements import Requirement
@@ -253,19 +256,17 @@ def _first_cell(asked: dict) -> None:
         return missing
 
     if missing := lacking():
-        links = sorted({str(f.parent) for p in places for f in p.rglob("*.whl")})
-        found = [option for folder in links for option in ("--find-links", folder)]
-        index = [] if asked["internet"] else ["--no-index"]
-        done = subprocess.run([*pip, *index, *found, *missing], capture_output=True, text=True)
-        if done.returncode:
-            have = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-            image = {"python": platform.python_version(), "missing": missing, "have": have}
-            print("mlkit image: " + json.dumps(image), flush=True)
-            raise RuntimeError(
-                f"this image lacks {', '.join(missing)}, and no wheel of it came along: {done.stderr[-500:]}"
-            )
+        found = sorted({str(f) for p in places for f in p.rglob("*.whl") if f.name != wheel.name})
+        if found:
+            subprocess.run([*pip, *aside, *found])  # whether that was enough is seen below
+        if asked["internet"] and (missing := lacking()):
+            subprocess.run([*pip, *missing])
         importlib.invalidate_caches()
-    temporary = Path(tempfile.gettempdir()) / "mlkit"
+    if missing := lacking():
+        have = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+        image = {"python": platform.python_version(), "missing": missing, "have": have}
+        print("mlkit image: " + json.dumps(image), flush=True)
+        raise RuntimeError(f"this image lacks {', '.join(missing)}, and no wheel of it came along")
     os.environ.update(asked["variables"])
     os.environ["MLKIT_RUN"] = str(Path.cwd() / asked["run"])
     os.environ["MLKIT_KAGGLE__INPUT"] = str(root.resolve())
@@ -343,7 +344,8 @@ def gather_wheels(
         "platform_machine": "x86_64",
         "os_name": "posix",
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # those of another image
+    folder.mkdir(parents=True)
     open_ones, found = [Requirement(r) for r in image["missing"]], {}
     while open_ones:
         r = open_ones.pop()

@@ -273,7 +273,9 @@ def _explain(error: BaseException, as_json: bool) -> int:
     text = str(error) or (
         "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
     )
-    if not known:
+    if isinstance(error, ModuleNotFoundError):
+        text = f'{error.name} is not installed; this command needs the training half: pip install ".[train]"'
+    elif not known:
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     if as_json:
         print(

@@ -415,6 +415,19 @@ def test_every_field_is_sent_and_the_users_keys_are_kept(
     assert run.id in sent.cells[0].source and sent.metadata.kernelspec.name == "python3"
 
 
+def test_sources_that_kaggle_left_out_are_an_error(
+    site: Standin, notebook: Callable, settings: Settings, account: Account
+) -> None:
+    site.queue_seconds = 3600
+    run = prepared(notebook("left-out-there"), settings, account)
+    metadata = json.loads(run.file("kernel-metadata.json").read_text())
+    metadata["dataset_sources"].append("someone/gone-since")  # after the check before the push
+    run.file("kernel-metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(KaggleError, match="left out the data sources someone/gone-since"):
+        kaggle.push(run, account)
+    assert read_run(run.folder).status == "failed"
+
+
 def test_waits_for_a_free_gpu_session(
     site: Standin, notebook: Callable, settings: Settings, account: Account
 ) -> None:
@@ -729,6 +742,23 @@ def test_competition_data(kind: str, site: Standin, account: Account, tmp_path: 
     assert not list((tmp_path / "data").rglob("*.part"))
 
 
+def test_a_file_that_the_storage_holds_zipped(
+    site: Standin, account: Account, tmp_path: Path
+) -> None:
+    site.add_competition("zipped-there", {"train.csv": b"id,label\n" * 1000})
+    folder = site.competitions["zipped-there"].folder
+    with zipfile.ZipFile(site.folder / "train.csv.zip", "w") as archive:
+        archive.write(folder / "train.csv", "train.csv")
+    sign = site._sign
+    site._sign = lambda path, base: sign(site.folder / "train.csv.zip", base)
+    try:
+        (path,) = account_of.get(account, "zipped-there", tmp_path / "data")
+    finally:
+        del site._sign
+    assert path.read_bytes() == (folder / "train.csv").read_bytes()
+    assert [p.name for p in path.parent.iterdir()] == ["train.csv"]
+
+
 def test_a_dataset_comes_home_too(site: Standin, account: Account, tmp_path: Path) -> None:
     files = {"a/1.bin": os.urandom(1000), "b.txt": b"b", "empty.txt": b""}
     site.add_dataset("someone/pictures", files)
@@ -898,6 +928,7 @@ def test_from_a_folder_to_an_answer_by_way_of_kaggle(
     assert {"mlkit-baggage", "mlkit-data-pictures", "mlkit-weights-body"} == {
         d.partition("/")[2] for d in asked["datasetDataSources"]
     }
+    assert any(e.get("docker_image", "").startswith("gcr.io/") for e in read_events(run.folder))
     assert lineage["environment"]["place"] == "kaggle" and "accelerators" in lineage["environment"]
     assert re.search(r"epoch 2/2 .*accuracy \d\.\d+", done.stderr)
 
@@ -1047,6 +1078,36 @@ def test_the_same_grid_gives_the_same_table(
     again = json.loads(mlkit(*words, "--on", "kaggle").stdout)
     assert [r["id"] for r in again] == [r["id"] for r in there]
     assert site.count("SaveKernel") == before, "finished runs are not done again"
+
+
+def test_one_that_fails_stops_no_other_and_a_killed_grid_goes_on(
+    site: Standin, notebook: Callable, variables: dict[str, str], settings: Settings
+) -> None:
+    path, ref = notebook("grid-of-four"), f"{USER}/grid-of-four"
+    words = ["run", path, "-p", "pause=1", "--grid", "words=1,2", "--grid", "fail=false,true"]
+    words += ["--jobs", "2", "--on", "kaggle", "--json"]
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 60
+    while len(site.kernels.get(ref, [])) < 3:  # two are over or nearly so, a third is begun
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    ended = {r.id: r.status for r in map(read_run, settings.paths.runs.iterdir()) if r.ended}
+    told = json.loads(mlkit(*words, code=1).stdout)
+    table = [(r["parameters"]["words"], r["parameters"]["fail"], r["status"]) for r in told]
+    assert table == [
+        (1, False, "done"),
+        (1, True, "failed"),
+        (2, False, "done"),
+        (2, True, "failed"),
+    ]
+    assert {i for i, s in ended.items() if s == "done"} <= {r["id"] for r in told}
+    assert all("the data are bad" in r["error"] for r in told if r["status"] == "failed")
+    again = sum(s == "failed" for s in ended.values())  # what had failed is tried again
+    assert len(site.kernels[ref]) == 4 + again
 
 
 def test_a_time_budget_stops_and_the_next_push_goes_on(

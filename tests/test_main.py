@@ -301,3 +301,12 @@ def test_errors_as_json(tmp_path: Path) -> None:
     done = mlkit("models", "show", "cats", "--json", cwd=tmp_path)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["type"] == "RegistryError"
+
+
+def test_the_light_half_names_what_is_missing() -> None:
+    code = "import sys; sys.modules['requests'] = None; from mlkit.main import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "kaggle", "doctor"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and 'pip install ".[train]"' in done.stderr
+    assert "requests is not installed" in done.stderr and "Traceback" not in done.stderr
