@@ -222,6 +222,23 @@ def test_a_version_that_lacks_a_file_is_made_again(
     assert held_there(site, ref) == parcel.listed | sent.listed
 
 
+def test_a_version_that_lost_a_file_there_is_made_again(
+    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+) -> None:
+    other = tmp_path / "weights.pth"
+    other.write_bytes(b"v" * 1000)
+    sent = [parcel, account_of.file_parcel(other)]
+    site.drop_files = 1
+    ref = Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
+    assert held_there(site, ref) == parcel.listed | sent[1].listed
+    assert len(site.datasets[ref].versions) == 2
+    site.drop_files = 2
+    other.write_bytes(b"u" * 1000)
+    with pytest.raises(KaggleError, match="lacks 1 of 6 files: weights-"):
+        sent = [parcel, account_of.file_parcel(other)]
+        Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
+
+
 def test_waits_until_it_is_processed(
     site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
@@ -562,7 +579,7 @@ def is_whole(run: Run) -> bool:
 
 @pytest.mark.parametrize("what", ["outputs.json", "made/2.bin"])
 @pytest.mark.parametrize(
-    "kind", ["500", "reset", "silence", "truncate", "short", "error-body", "expire"]
+    "kind", ["500", "reset", "silence", "truncate", "short", "flip", "error-body", "expire"]
 )
 def test_what_comes_home_is_what_was_made(
     kind: str, what: str, complete: Run, site: Standin, account: Account
@@ -823,6 +840,7 @@ def test_the_doctor_names_what_is_used_and_tells_no_secret(
         "KAGGLE_API_TOKEN", "KGAT_stale"
     )  # known to nobody; it must not be sent along
     stale = account_of.diagnose(settings)
+    assert all(well for *_, well in stale), "the calls are made with the key"
     assert rows["account"] in [(found, well) for _, found, well in stale]
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
     used = account_of.diagnose(settings)
