@@ -820,8 +820,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(f"data: {json.dumps(line)}\n\n".encode())
                 sent += 1
                 if fault and fault.kind == "cut" and "epoch 2" in line["data"]:
-                    self.wfile.flush()
-                    return self._reset()
+                    return None  # without its last word
             self.wfile.flush()
             if over:
                 self.wfile.write(b"data: END_OF_LOG\n\n")

@@ -472,6 +472,9 @@ def test_the_run_before_is_not_taken_for_this_one(
     site.lag_polls = 3
     first, second = (kaggle.send(path, [{"words": w}], settings, account)[0] for w in (1, 2))
     assert (first.status, second.status) == ("done", "done")
+    asked = ("GetKernelSessionStatus", "ListKernelSessionOutput")
+    labels = [a.get("versionLabel") for m, a in site.calls if m in asked and "lags" in str(a)]
+    assert labels == sorted(labels) and set(labels) == {"v1", "v2"}, "each asks for its own version"
     assert (first.metrics["accuracy"], second.metrics["accuracy"]) == (0.1, 0.2)
     assert json.loads((second.folder / "outputs.json").read_text())["run"] == second.id
 
