@@ -460,9 +460,8 @@ class Standin:
 
         return {
             "quotaRefreshTime": refresh.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
-            "gpuQuota": told(self.gpu_used, self.gpu_quota),
             "tpuQuota": told(0, 20 * 3600),
-        }
+        } | ({"gpuQuota": told(self.gpu_used, self.gpu_quota)} if self.gpu_quota else {})
 
     # ------------------------------------------------------------ datasets
 
@@ -479,7 +478,7 @@ class Standin:
         if self.drop_files:
             self.drop_files, files = self.drop_files - 1, files[:-1]
         for file in files:
-            blob = self.blobs.get(file.get("token", ""))
+            blob = self.blobs.pop(file.get("token", ""), None)  # a token serves once
             if blob is None or not blob.whole:
                 continue  # as the site does: it says nothing
             if blob.name.endswith(".zip"):

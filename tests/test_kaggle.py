@@ -75,7 +75,7 @@ def _only_the_stand_in(
     site.faults.clear()
     for name in ("layout", "queue_seconds", "processing_seconds", "link_seconds", "lag_polls"):
         setattr(site, name, kept[name])
-    site.gpu_sessions, site.gpu_used, site.page = 2, 0, 200
+    site.gpu_sessions, site.gpu_used, site.gpu_quota, site.page = 2, 0, 30 * 3600, 200
     site.session_variables = {}
 
 
@@ -370,6 +370,9 @@ def test_no_gpu_time_left(
     told: list[str] = []
     kaggle.prepare(notebook("little-quota"), {}, gpu, account, told.append)
     assert said("1.0 h of GPU time are left", told)
+    site.gpu_quota = 0
+    kaggle.prepare(notebook("no-quota-named"), {}, gpu, account, told.append)
+    assert said("not verified by phone", told)
 
 
 # ---------------------------------------------------------------- push
