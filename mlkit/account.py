@@ -374,6 +374,7 @@ def upload(
     path: Path,  # a file
     begin: Callable[[], dict[str, str]],  # announces it, and returns token and url
     begun: dict[str, str] | None = None,  # what an earlier `begin` returned
+    tell: Callable[[str], None] = lambda text: None,  # gets each tenth of a large file
 ) -> str:
     "Send a file, going on after each break where the storage says it is, and return its token."
     size, sent, wrong = path.stat().st_size, 0, ""
@@ -385,7 +386,7 @@ def upload(
             if have is None:  # the upload is not known any more
                 told, have, sent = begin(), 0, 0
             if (have < size or not (size or resumed)) and _put(
-                account, path, told["url"], have, size
+                account, path, told["url"], have, size, tell
             ):
                 have = size
             if have == size:
@@ -420,34 +421,50 @@ def _arrived(account: Account, url: str, size: int) -> int | None:
     return 0
 
 
-def _put(account: Account, path: Path, url: str, start: int, size: int) -> bool:
+def _put(
+    account: Account, path: Path, url: str, start: int, size: int, tell: Callable[[str], None]
+) -> bool:
     "Send the bytes from `start`; return whether all have arrived."
     headers = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
     with open(path, "rb") as f:
         f.seek(start)
-        answer = account.files.put(
-            url, data=_Rest(f, size - start) if size else b"", headers=headers
-        )
+        rest = _Rest(f, size - start, _Progress(path.name, start, size, tell)) if size else b""
+        answer = account.files.put(url, data=rest, headers=headers)
     if answer.status_code == 429 or answer.status_code >= 500:
         answer.raise_for_status()
     return answer.status_code in (200, 201)
 
 
+class _Progress:
+    "Tells each tenth of a large file that has come or gone."
+
+    def __init__(self, name: str, done: int, size: int | None, tell: Callable[[str], None]):
+        self.name, self.done, self.size, self.tell = name, done, size or 0, tell
+
+    def add(self, count: int) -> None:
+        tenth = self.size // 10
+        if tenth > 1 << 20 and self.done // tenth < (self.done + count) // tenth < 10:
+            self.tell(f"{self.name}: {(self.done + count) // tenth * 10} %")
+        self.done += count
+
+
 class _Rest:
     "The rest of an open file, with its length, as a request's body."
 
-    def __init__(self, file: Any, length: int):
-        self.file, self.length = file, length
+    def __init__(self, file: Any, length: int, progress: _Progress):
+        self.file, self.length, self.progress = file, length, progress
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[bytes]:
-        while chunk := self.file.read(1 << 20):
+        while chunk := self.read(1 << 20):
             yield chunk
 
     def read(self, size: int = -1) -> bytes:
-        return self.file.read(size)
+        chunk = self.file.read(size)
+        self.progress.add(len(chunk))
+        return chunk
 
 # %% ../nbs/13_account.ipynb #5894739a
 class Datasets:
@@ -665,7 +682,7 @@ class Datasets:
             self._remember({**self._remembered(), key: told})
             return told
 
-        return upload(self.account, parcel.path, begin, self._remembered().get(key))
+        return upload(self.account, parcel.path, begin, self._remembered().get(key), self.tell)
 
     def _remembered(self) -> dict[str, Any]:
         try:
@@ -691,7 +708,9 @@ def fetch(
     *,
     size: int | None = None,  # bytes; None = as the answer says
     sha256: str | None = None,  # None = not known
-    tell: Callable[[str], None] = lambda text: None,  # gets a line when it has to begin anew
+    tell: Callable[[str], None] = lambda text: (
+        None
+    ),  # gets a line when it begins anew, and each tenth of a large file
 ) -> Path:
     "Download a file, however often that takes within `kaggle.patience_minutes`, and return its path."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -706,7 +725,7 @@ def fetch(
         try:
             if size is None or have < size or not part.exists():
                 url = url or link()
-                problem = _receive(account, url, part, have, size)
+                problem = _receive(account, url, part, have, size, tell)
         except requests.RequestException as e:
             problem = _brief(e)
         except KaggleError as e:
@@ -738,7 +757,14 @@ def fetch(
         pause = min(pause * 1.7, 30)
 
 
-def _receive(account: Account, url: str, part: Path, have: int, size: int | None) -> str:
+def _receive(
+    account: Account,
+    url: str,
+    part: Path,
+    have: int,
+    size: int | None,
+    tell: Callable[[str], None],
+) -> str:
     "Append what comes to `part`; return what is wrong with the answer, if anything."
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with account.files.get(url, headers=headers, stream=True) as answer:
@@ -754,11 +780,12 @@ def _receive(account: Account, url: str, part: Path, have: int, size: int | None
         announced = int(answer.headers.get("Content-Length") or -1)
         if size is not None and announced >= 0 and at + announced != size:
             return f"the storage sent something of {at + announced} bytes, not the file of {size}"
-        came = 0
+        came, progress = 0, _Progress(part.stem, at, size, tell)
         with open(part, "ab" if at else "wb") as f:
             for chunk in answer.iter_content(1 << 16):
                 f.write(chunk)
                 came += len(chunk)
+                progress.add(len(chunk))
         if announced >= 0 and came < announced:
             if size is None:
                 part.unlink()

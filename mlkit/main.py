@@ -760,7 +760,7 @@ def _show_home(record: Any, version: Any, as_json: bool, *, promoted: bool) -> N
             | {"kernel": target.ref, "kernel_version": target.version, "url": target.url}
         )
         return
-    metrics = "  ".join(f"{k} {v:.4f}" for k, v in record.metrics.items())
+    metrics = "  ".join(f"{k} {v:.4g}" for k, v in record.metrics.items())
     print(f"Trained on Kaggle: version {target.version} of {target.url}  {metrics}")
     if version:
         ref = version.name if promoted else version.ref

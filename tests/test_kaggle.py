@@ -193,6 +193,22 @@ def test_a_dataset_is_made_once(
     assert len(site.datasets[ref].versions) == versions
 
 
+def test_a_large_file_shows_its_progress(site: Standin, account: Account, tmp_path: Path) -> None:
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(1 << 16) * 320)  # 20 MiB
+    told: list[str] = []
+    datasets = Datasets(account, tmp_path / "memory", told.append)
+    ref = datasets.keep("large-enough", [account_of.file_parcel(large)])
+    tenths = [f"large.bin: {n} %" for n in range(10, 100, 10)]
+    assert [line for line in told if line.endswith(" %")] == tenths
+    told.clear()
+    (path,) = account_of.get(account, ref, tmp_path / "back", told.append)
+    assert path.read_bytes() == large.read_bytes()
+    assert [line.partition(": ")[2] for line in told if line.endswith(" %")] == [
+        line.partition(": ")[2] for line in tenths
+    ]
+
+
 def test_what_is_there_is_not_sent_again(
     site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
 ) -> None:
