@@ -122,6 +122,7 @@ class Account:
         )
         self.client = api.build_kaggle_client()
         self.http = self.client.http_client()
+        self.http._response_processor = None  # it prints that there is a newer client
         self.http._init_session()
         self.session: requests.Session = self.http._session
         if "token" not in self.config and self.config.get("key"):

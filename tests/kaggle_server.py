@@ -689,6 +689,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Kaggle-ApiVersion", "99.0.0")  # there is always a newer client
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()

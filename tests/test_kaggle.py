@@ -889,6 +889,14 @@ def test_the_doctor_names_what_is_used_and_tells_no_secret(
     assert KEY not in told and TOKEN not in told and "f" * 32 not in told and "KGAT" not in told
 
 
+def test_the_client_prints_nothing(
+    site: Standin, account: Account, tmp_path: Path, capfd: Any
+) -> None:
+    site.add_dataset(f"{USER}/quiet-please", {"a.txt": b"1"})
+    assert Datasets(account, tmp_path).version(f"{USER}/quiet-please") == 1
+    assert capfd.readouterr() == ("", ""), "not even that there is a newer one"
+
+
 def test_no_credentials(settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
