@@ -847,8 +847,8 @@ class LogStream:
                             self.lines.put(line)
                 if count:
                     self.over.set()
-            except (requests.RequestException, _Cut):
-                pass
+            except (requests.RequestException, ValueError, _Cut):
+                pass  # the status tells what is; this is only for whoever looks
             self.over.wait(pause)
 
 
@@ -898,18 +898,22 @@ class Watch:
         self.pushed_at = datetime.fromisoformat(_events(run)["pushed"]["time"])
         self.pause, self.next, self.trouble = account.settings.poll_seconds, 0.0, ""
         self.log: LogStream | None = None
+        self.heard_end = False
 
     def poll(self) -> bool:
         "Look once if it is time to."
         if self.log:
             self._show(self.log.take())
+            if self.log.over.is_set() and not self.heard_end:  # the log has ended: so has the run
+                self.heard_end, self.next, self.pause = True, 0.0, 0.0
         if time.monotonic() < self.next:
             return False
-        status = self._ask()
-        slow = 12 if status == self.status else 1
-        self.pause = min(self.pause * 1.4, self.account.settings.poll_seconds * slow)
-        self.next = time.monotonic() + self.pause
-        if status and status != self.status:
+        status, after = self._ask()
+        changed = bool(status) and status != self.status
+        first = self.account.settings.poll_seconds
+        self.pause = first if changed else min(max(self.pause * 1.4, first), first * 12)
+        self.next = time.monotonic() + max(self.pause, after)
+        if changed:
             self.status = status
             self.run.log("status", status=status)
             self.tell(f"{self.run.id}: {status.lower().replace('_', ' ')}")
@@ -929,22 +933,22 @@ class Watch:
             )
         return False
 
-    def _ask(self) -> str:
+    def _ask(self) -> tuple[str, float]:
+        "Return the status, empty when it is not to be had now, and for how long not to ask again."
         try:
             status, self.failure = read_status(self.account, self.target)
             self.trouble = ""
-            return status
+            return status, 0.0
         except KaggleError as e:
             age = (datetime.now(timezone.utc) - self.pushed_at).total_seconds()
             if e.status in (403, 404) and age < 600:
-                return ""  # not visible yet
+                return "", 0.0  # not visible yet
             if not e.passing:
                 raise
             if str(e) != self.trouble:
                 self.tell(f"{self.run.id}: {e}; it goes on there, and is asked again")
             self.trouble = str(e)
-            self.pause = max(self.pause, e.after)
-            return ""
+            return "", e.after
 
     def _show(self, lines: list[str]) -> None:
         for line in lines:
@@ -1032,11 +1036,11 @@ def pull(
                 sha256=f["sha256"],
                 tell=tell,
             )
-    if "pulled" not in _events(run):
-        for e in told["events"]:
-            if e["event"] in ("epoch", "data", "metrics", "fit", "lr_find"):
-                told_then = {k: v for k, v in e.items() if k not in ("time", "event")}
-                run.log(e["event"], **told_then)
+    there = [{k: v for k, v in e.items() if k != "time"} for e in read_events(run.folder)]
+    for e in told["events"]:
+        about = {k: v for k, v in e.items() if k != "time"}
+        if e["event"] in ("epoch", "data", "metrics", "fit", "lr_find") and about not in there:
+            run.log(**about)
     run.log("pulled", files=len(files), bytes=size, version=target.version)
     return told
 

@@ -517,6 +517,25 @@ def test_survives_all_that_passes(
     assert "frozen modules" not in (record.folder / "log.txt").read_text()
 
 
+def test_the_status_is_not_asked_before_it_may_be(
+    site: Standin, notebook: Callable, settings: Settings, account: Account
+) -> None:
+    site.queue_seconds = 3600
+    run = prepared(notebook("asked-too-often"), settings, account)
+    kaggle.push(run, account)
+    watch = kaggle.Watch(run, account, lambda text: None)
+    site.fault("GetKernelSessionStatus", "429", retry_after=40)
+    watch.poll()
+    assert 30 < watch.next - time.monotonic() < 41, "Retry-After is kept"
+    watch.next = 0.0
+    pauses = []
+    for _ in range(12):
+        watch.poll()
+        pauses.append(watch.next - time.monotonic())
+        watch.next = 0.0
+    assert pauses[0] < 0.5 and 2 < pauses[-1] < 2.5, "from poll_seconds to twelve times that"
+
+
 def test_a_log_that_breaks_off_is_not_repeated(
     site: Standin, notebook: Callable, settings: Settings, account: Account
 ) -> None:
