@@ -66,7 +66,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.account.folder_parcel': ('account.html#folder_parcel', 'mlkit/account.py'),
                                'mlkit.account.get': ('account.html#get', 'mlkit/account.py'),
                                'mlkit.account.gpu_quota': ('account.html#gpu_quota', 'mlkit/account.py'),
-                               'mlkit.account.hash_file': ('account.html#hash_file', 'mlkit/account.py'),
                                'mlkit.account.rules_of': ('account.html#rules_of', 'mlkit/account.py'),
                                'mlkit.account.shape_submission': ('account.html#shape_submission', 'mlkit/account.py'),
                                'mlkit.account.split_ref': ('account.html#split_ref', 'mlkit/account.py'),

@@ -47,11 +47,10 @@ from mlkit.account import (
     fill,
     folder_parcel,
     gpu_quota,
-    hash_file,
     rules_of,
     split_ref,
 )
-from .bundle import read_manifest
+from .bundle import read_manifest, sha256_of
 from .config import KaggleSettings, Settings
 from .notebook import check_parameters, find_parameters, run_key
 from .registry import Registry, Version
@@ -473,16 +472,15 @@ def prepare(
     tell: Callable[[str], None] = lambda text: None,
 ) -> Parts:
     "Check everything and send what has to be there first; raise before anything costs quota."
-    values = check_parameters(parameters, find_parameters(notebook))
-    describe_kernel(notebook, account.user, settings.kaggle)  # a mistake there is said first
-    check_quota(
-        account, describe_kernel(notebook, account.user, settings.kaggle)["machine_shape"], tell
-    )
+    defaults = find_parameters(notebook)
+    values = check_parameters(parameters, defaults)
+    early = describe_kernel(notebook, account.user, settings.kaggle)  # a mistake is said first
+    check_quota(account, early["machine_shape"], tell)
     datasets = Datasets(account, settings.paths.cache / "kaggle", tell)
     there = travel(values, settings, datasets)
     key = run_key(notebook, there, settings)
     before = [r for r in list_runs(settings.paths.runs) if r.kind == "kaggle" and r.key == key]
-    if before and before[0].status == "stopped" and "resume" in find_parameters(notebook):
+    if before and before[0].status == "stopped" and "resume" in defaults:
         checkpoint = before[0].folder / "checkpoints/last.pth"
         there |= travel({"resume": str(checkpoint)}, settings, datasets)
         tell(f"{before[0].id} stopped by its time budget; this goes on from its checkpoint")
@@ -1026,7 +1024,7 @@ def pull(
         if not (
             place.is_file()
             and place.stat().st_size == f["bytes"]
-            and hash_file(place) == f["sha256"]
+            and sha256_of(place) == f["sha256"]
         ):
             fetch(
                 account,

@@ -38,7 +38,7 @@ ROOMS = {
     "api": {"config", "registry", "inference"},
     "client": set(),
     "notebook": {"config", "runs"},
-    "account": {"config"},
+    "account": {"config", "bundle"},
     "kaggle": {"config", "registry", "runs", "notebook", "account", "preprocess", "bundle"},
 }
 ROOMS["main"] = set(ROOMS)
