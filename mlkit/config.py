@@ -87,7 +87,7 @@ class ModelSettings(_Section):
 
 
 class TrainSettings(_Section):
-    "The fit."
+    "The fit, and what is made of it."
 
     epochs: int = Field(
         5, ge=1, le=10_000, description="passes over the training data, all phases together"
@@ -106,6 +106,9 @@ class TrainSettings(_Section):
     seed: int = Field(42, ge=0, lt=2**32, description="of split, weights, order and augmentation")
     minutes: float = Field(
         0, ge=0, description="time for the fit; it stops at a checkpoint before; 0 = no limit"
+    )
+    calibration: int = Field(
+        128, ge=0, description="training examples that choose the scales of int8; 0 = no int8"
     )
     resume: Path | None = Field(
         None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
@@ -134,19 +137,52 @@ class KaggleSettings(_Section):
 
 
 class ApiSettings(_Section):
-    "The server and its limits."
+    "The server and its limits. Keys are secrets: they come from MLKIT_API_KEYS or a file."
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 = a free one")
+    processes: int = Field(1, ge=1, le=256, description="worker processes; each holds the models")
+    precision: Literal["auto", "fp32", "int8"] = Field(
+        "fp32", description="fp32 answers as the Learner; auto = int8 where export kept it"
+    )
+    engine: Literal["auto", "onnxruntime", "openvino", "cuda"] = Field(
+        "auto", description="auto = the fastest here, measured at load"
+    )
+    memory_mb: int = Field(
+        4096, ge=1, description="for loaded models, about, MiB; the least used one gives way"
+    )
     max_body_mb: int = Field(20, ge=1, le=4096, description="largest request body, MiB")
     max_megapixels: int = Field(
-        64, ge=1, le=4096, description="largest picture by its header, millions of pixels"
+        64,
+        ge=1,
+        le=4096,
+        description="largest picture by its header, millions of pixels; half of it for WebP and progressive JPEG",
     )
     max_inputs: int = Field(32, ge=1, le=4096, description="most inputs in one request")
+    queue: int = Field(256, ge=1, description="most inputs waiting; more are told to come again")
+    queue_mb: int = Field(128, ge=1, description="most MiB of request bodies held at a time")
+    header_seconds: float = Field(5, gt=0, description="time for request headers, seconds")
     body_seconds: float = Field(10, gt=0, description="time for a request body to arrive, seconds")
     predict_seconds: float = Field(
         8, gt=0, description="time for an answer to be computed, seconds"
     )
+    drain_seconds: float = Field(
+        2, ge=0, description="accepting goes on after SIGTERM, not ready, seconds"
+    )
+    watch_seconds: float = Field(
+        1, gt=0, description="pause between looks at the registry, seconds"
+    )
+    keys_file: Path | None = Field(
+        None, description="file with the keys that callers need, one a line; empty = no keys"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open", description="who may read /metrics; key = callers with a key"
+    )
+    docs: bool = Field(True, description="/docs and /openapi.json")
+    hosts: str = Field(
+        "", description="host names of this server, comma-separated; * = any; addresses always"
+    )
+    cors: str = Field("", description="origins whose pages may call, comma-separated; empty = none")
 
 
 class PathSettings(_Section):
@@ -195,12 +231,12 @@ class Settings(BaseSettings):
 
 # %% ../nbs/00_config.ipynb #2c8d77f5
 def known_keys() -> dict[str, str]:
-    "Return every `section.key`, by its bare key; bare keys are unique."
-    return {
-        k: f"{name}.{k}"
-        for name, field in Settings.model_fields.items()
-        for k in field.annotation.model_fields
-    }
+    "Return every `section.key`, by its bare key; a key that two sections have is bare in the first."
+    keys: dict[str, str] = {}
+    for section, fields in Settings.model_fields.items():
+        for k in fields.annotation.model_fields:
+            keys[f"{section}.{k}" if k in keys else k] = f"{section}.{k}"
+    return keys
 
 
 def settings_file(
@@ -238,9 +274,9 @@ def _read_ini(path: Path) -> configparser.ConfigParser:
     return ini
 
 # %% ../nbs/00_config.ipynb #2dfb128f
-_OPTIONAL = {"model.weights", "train.resume"}
+_OPTIONAL = {"model.weights", "train.resume", "api.keys_file"}
 _IS_PATH = {*_OPTIONAL, "kaggle.input", "paths.models", "paths.runs", "paths.cache"}
-_RUN_VARIABLES = {"MLKIT_SETTINGS", "MLKIT_RUN"}
+_NO_SETTINGS = {"MLKIT_SETTINGS", "MLKIT_RUN", "MLKIT_API_KEYS"}
 
 
 def _absolute(key: str, value: str, base: Path) -> str:
@@ -265,7 +301,7 @@ def _environment_layer() -> dict[str, str]:
     return {
         k[len("MLKIT_") :].lower().replace("__", ".", 1): v
         for k, v in ours.items()
-        if k.upper() not in _RUN_VARIABLES
+        if k.upper() not in _NO_SETTINGS
     }
 
 

@@ -40,6 +40,16 @@ class TrainInterrupted(KeyboardInterrupt):
     "Ctrl-C during a fit; the text says what is kept and how to go on."
 
 # %% ../nbs/04_train.ipynb #ecce15c1
+def _save(kept: Any, path: Path) -> None:
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(kept, part)
+        part.replace(path)
+    finally:  # Ctrl-C may come in the middle
+        part.unlink(missing_ok=True)
+
+
 class KeepBest(TrackerCallback):
     "Save the weights at each new lowest validation loss, stop after `patience` epochs without one, load them at the end."
 
@@ -69,10 +79,7 @@ class KeepBest(TrackerCallback):
         self.waited = 0 if self.new_best else self.waited + 1
         if self.new_best:
             self.best_epoch = self.epochs
-            part = self.path.with_suffix(".part")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.learn.model.state_dict(), part)
-            part.replace(self.path)
+            _save(self.learn.model.state_dict(), self.path)
         if self.waited >= self.patience:
             self.stopped = True
             raise CancelFitException()
@@ -201,9 +208,7 @@ class Continue(TrackerCallback):
             "waited": self.best.waited,
             "epochs": self.diary.total,
         }
-        part = self.path.with_suffix(".part")
-        torch.save(kept, part)
-        part.replace(self.path)
+        _save(kept, self.path)
         longest = max(r["seconds"] for r in self.diary.rows)
         if (
             self.diary.total > len(self.diary.rows)
