@@ -1,1 +1,6 @@
+import os
+
 __version__ = "0.0.1"
+
+# ONNX Runtime reads it when it is imported; without it, it keeps a database of its use and reports home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

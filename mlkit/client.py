@@ -83,12 +83,16 @@ class Client:
         url: str,  # such as http://127.0.0.1:8000
         *,
         model: str | None = None,  # `name` or `name@version`; the server's default when None
+        key: str | None = None,  # where the server asks for one
         timeout: float = 30,  # seconds, for each request
         retries: int = 3,  # after the first attempt
         transport: httpx.BaseTransport | None = None,  # in place of the network, for tests
     ):
         self.model_name, self.retries = model, retries
-        self.http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout, transport=transport
+        )
 
     def predict(
         self,

@@ -119,6 +119,7 @@ def pack(
         metrics=found.metrics,
         lineage=lineage,
         report={p.name: p for p in report},
+        calibration=settings.train.calibration,
     )
     version = Registry(settings.paths.models).add(bundle, name=settings.model.name)
     run.log("packed", name=version.name, version=version.version)
@@ -1090,14 +1091,20 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port; 0 = a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; each holds the models.")] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
     "Serve models over HTTP until Ctrl-C."
-    from mlkit.api import serve as serve_models
+    from mlkit.serve import announce
+    from mlkit.serve import serve as serve_models
 
-    serve_models(_load(set_, host=host, port=port), models or [])
+    def announce_json(url: str, facts: dict[str, Any]) -> None:
+        _print_json({"url": url} | facts)
+
+    settings = _load(set_, host=host, port=port, processes=workers)
+    serve_models(settings, models or [], announce=announce_json if json_ else announce)
 
 # %% ../nbs/14_main.ipynb #e6d50278
 @app.command()
@@ -1178,8 +1185,8 @@ def _next(done: Outcome, picture: Path) -> str:
 
 
 def _ask(done: Outcome, settings: "Settings", files: Sequence[Path]) -> list[dict[str, Any]]:
-    from mlkit.api import serving
     from mlkit.client import Client
+    from mlkit.serve import serving
 
     with (
         serving(settings, [f"{done.name}@{done.version}"]) as url,

@@ -1,23 +1,28 @@
 """A small model to serve, and a server in a process of its own."""
 
+import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import onnx
 import onnx.parser
 import pytest
+from PIL import Image
 
 from mlkit.bundle import ImageInput, Parity, write_bundle
 from mlkit.registry import Registry
 
+ROOT = Path(__file__).parents[1]
 GRAPH = """
 <ir_version: 8, opset_import: ["" : 13]>
 color (float[n, 3, 8, 8] x) => (float[n, 3] p) {{
@@ -25,9 +30,28 @@ color (float[n, 3, 8, 8] x) => (float[n, 3] p) {{
     {body}
 }}"""
 SOFTMAX = "p = Softmax<axis = 1>(mean)"
+SLOW = """
+    weights = Constant<value = float[3] {{1.0, 0.0, -1.0}}>()
+    half = Constant<value = float {{0.5}}>()
+    each = Constant<value = float {{{turns}.0}}>()
+    yes = Constant<value = bool {{1}}>()
+    weighed = Mul(mean, weights)
+    gap = ReduceSum<keepdims = 0>(weighed)
+    over_ = Sub(gap, half)
+    over = Relu(over_)
+    turns_ = Mul(over, each)
+    turns = Cast<to = 7>(turns_)
+    kept = Loop(turns, yes, half) <body = turn (int64 i, bool go, float before) => (bool on, float after) {{
+        on = Identity(go)
+        after = Neg(before)
+    }}>
+    size = Abs(kept)
+    nothing = Sub(size, half)
+    same = Add(mean, nothing)
+    p = Softmax<axis = 1>(same)"""  # pure red takes half of `turns`, about a microsecond each; others none
 NAN = "none = Sub(mean, mean)  p = Div(none, none)"
 SERVE = (
-    "import sys; from mlkit.api import serve; from mlkit.config import load_settings;"
+    "import sys; from mlkit.serve import serve; from mlkit.config import load_settings;"
     "serve(load_settings(*sys.argv[1:]))"
 )
 
@@ -40,6 +64,23 @@ class Server(NamedTuple):
     def lines(self) -> list[dict]:
         "The access log."
         return [json.loads(s) for s in self.log.read_text().splitlines() if s.startswith("{")]
+
+
+def picture(
+    mode: str = "RGB", size: tuple[int, int] = (9, 7), fill: object = 0, format: str = "PNG", **save
+) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size, fill).save(out, format, **save)
+    return out.getvalue()
+
+
+def connect(server: Server) -> socket.socket:
+    where = urlsplit(server.url)
+    return socket.create_connection((where.hostname, where.port), timeout=30)
+
+
+def head(path: str, *headers: str, method: str = "POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def make_bundle(
@@ -69,16 +110,19 @@ def running(
     models: Path,  # a registry
     folder: Path,  # for its log
     *assignments: str,  # section.key=value
+    program: str = SERVE,
+    log: str = "",  # in place of a file in `folder`
 ) -> Iterator[Server]:
     "A server on a free port, as `mlkit serve` runs it; ended by SIGTERM, and not a moment too early."
-    log = folder / "server.log"
-    command = [sys.executable, "-W", "error", "-c", SERVE, f"paths.models={models}", "api.port=0"]
+    log = Path(log) if log else folder / "server.log"
+    command = [sys.executable, "-W", "error", "-c", program, f"paths.models={models}", "api.port=0"]
     with open(log, "w") as errors:
         process = subprocess.Popen(
             [*command, *assignments], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
         )
     try:
         if not (said := re.search(r"http://\S+", process.stdout.readline())):
+            process.wait(30)
             raise AssertionError(f"the server did not start:\n{log.read_text()}")
         yield Server(said[0], process, log)
     finally:
@@ -112,7 +156,19 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 @pytest.fixture
 def start(models: Path, tmp_path: Path) -> Callable:
     "`with start('api.body_seconds=1') as server`: another one, with other settings."
-    return lambda *assignments, root=models: running(root, tmp_path, *assignments)
+    return lambda *assignments, root=models, **how: running(root, tmp_path, *assignments, **how)
+
+
+@pytest.fixture
+def model_of(tmp_path: Path) -> Callable[[str], Registry]:
+    "`model_of(body)`: a registry of its own, with that graph in production."
+
+    def make(body: str) -> Registry:
+        registry = Registry(tmp_path / "models")
+        registry.promote(registry.add(make_bundle(tmp_path / "one", body), name="color").ref)
+        return registry
+
+    return make
 
 
 @pytest.fixture(autouse=True, scope="session")

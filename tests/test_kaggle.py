@@ -1074,7 +1074,7 @@ def test_killed_and_typed_again(
     (pictures / "red/extra.png").write_bytes((pictures / "red/0.png").read_bytes() + phase.encode())
     renamed = pictures.rename(tmp_path / f"pictures-{phase}")
     path = notebook(f"killed-in-{phase}")
-    words = ["run", path, "-p", f"source={renamed}", "-p", "pause=1.5", "--on", "kaggle", "--json"]
+    words = ["run", path, "-p", f"source={renamed}", "-p", "pause=2.5", "--on", "kaggle", "--json"]
     if method:
         site.fault(method, kind, match=match)
     before = [a["name"] for m, a in site.calls if m == "StartBlobUpload"]
@@ -1093,6 +1093,7 @@ def test_killed_and_typed_again(
         assert time.monotonic() < until and process.poll() is None, "it did not get that far"
         time.sleep(0.05)
     time.sleep(0.3)
+    assert process.poll() is None, "it was done before it could be killed"
     process.kill()
     process.wait()
     (told,) = json.loads(mlkit(*words).stdout)

@@ -32,10 +32,31 @@ ROOMS = {
     "train": {"config", "runs", "model"},
     "evaluate": {"config", "preprocess"},
     "bundle": {"config"},
-    "inference": {"config", "bundle"},
-    "export": {"config", "bundle", "inference", "preprocess"},
+    "engine": {"config"},
+    "inference": {"config", "bundle", "engine"},
+    "quantize": {"config"},
+    "export": {"config", "bundle", "inference", "preprocess", "quantize"},
     "registry": {"config", "bundle"},
-    "api": {"config", "registry", "inference"},
+    "intake": {"config"},
+    "gate": {"config"},
+    "metrics": set(),
+    "page": set(),
+    "v2": {"bundle", "intake"},
+    "host": {"config", "bundle", "engine", "inference", "registry"},
+    "api": {
+        "config",
+        "bundle",
+        "registry",
+        "engine",
+        "inference",
+        "host",
+        "intake",
+        "gate",
+        "metrics",
+        "page",
+        "v2",
+    },
+    "serve": {"config", "host", "api"},
     "client": set(),
     "notebook": {"config", "runs"},
     "account": {"config", "bundle"},
@@ -47,9 +68,17 @@ LIGHT = [
     "config",
     "runs",
     "bundle",
+    "engine",
     "inference",
     "registry",
+    "intake",
+    "gate",
+    "metrics",
+    "host",
+    "v2",
+    "page",
     "api",
+    "serve",
     "client",
     "notebook",
     "main",
@@ -187,7 +216,7 @@ def test_light_modules_import_nothing_heavy(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import mlkit.api", "import mlkit.main", "import mlkit.inference"]
+    "code", ["import mlkit.serve", "import mlkit.main", "import mlkit.inference"]
 )
 def test_light_half_starts_without_torch(code: str) -> None:
     show = "import sys; print([m for m in ('torch', 'fastai') if m in sys.modules])"

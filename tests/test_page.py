@@ -1,0 +1,177 @@
+"""The page, in a real browser: Chromium without a window."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SOFTMAX, Server, make_bundle
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = ["--disable-quic", "--disable-background-networking", "--disable-component-update"]
+QUIET += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+DROP = """async ([name, bytes]) => {
+  const data = new DataTransfer()
+  data.items.add(new File([new Uint8Array(bytes)], name))
+  for (const kind of ["dragover", "drop"])
+    document.getElementById("drop").dispatchEvent(
+      new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}))
+}"""
+COPY = """async bytes => {
+  const picture = new Blob([new Uint8Array(bytes)], {type: "image/png"})
+  await navigator.clipboard.write([new ClipboardItem({"image/png": picture})])
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if not program:
+        pytest.skip("no Chromium here, and `make test` may not install one: the page is not tested")
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=program, args=QUIET)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    "Open the page of a server; nothing may be asked of anybody else, and nothing may go wrong unseen."
+    opened = []
+
+    def open_it(server: Server, **options) -> Page:
+        context = browser.new_context(**options)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        elsewhere, wrong = [], []
+        opened.append((context, elsewhere, wrong))
+        here = (server.url, "blob:", "data:")
+        page.on("request", lambda r: r.url.startswith(here) or elsewhere.append(r.url))
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("console", lambda m: "Policy" in m.text and wrong.append(m.text))
+        page.goto(server.url)
+        return page
+
+    yield open_it
+    for context, elsewhere, wrong in opened:
+        context.close()
+        assert elsewhere == [] and wrong == []
+
+
+def png(path: Path, color: str = "red", size: tuple[int, int] = (60, 40)) -> Path:
+    Image.new("RGB", size, color).save(path, "PNG")
+    return path
+
+
+def drop(page: Page, path: Path, name: str = "") -> None:
+    page.evaluate(DROP, [name or path.name, list(path.read_bytes())])
+
+
+def test_a_dropped_picture_is_answered(server: Server, open_page: Callable, tmp_path: Path) -> None:
+    page = open_page(server)
+    expect(page.locator("#about")).to_contain_text("version 1 · mean · 3 labels · accuracy 1")
+    drop(page, png(tmp_path / "a.png", "blue"), name='it\'s "blue" <b>.png')
+    card = page.locator("article")
+    expect(card.locator("h2")).to_contain_text("blue, 57.6 %")
+    assert [row.split()[0] for row in card.locator("li").all_inner_texts()] == [
+        "blue",
+        "red",
+        "green",
+    ]
+    expect(card.locator(".ask")).to_contain_text('it\'s "blue" <b>.png, answered by color@1')
+    said = shlex.split(card.locator("code").inner_text())
+    url = f"{server.url}/v1/models/color/predict"
+    assert said == ["curl", "-F", r'file=@"it' + r"'s \"blue\" <b>.png" + '"', url]
+
+
+def test_a_pasted_picture_is_answered(server: Server, open_page: Callable, tmp_path: Path) -> None:
+    page = open_page(server, permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(COPY, list(png(tmp_path / "a.png", "lime").read_bytes()))
+    page.keyboard.press("Control+V")
+    expect(page.locator("article h2")).to_contain_text("green, 57.6 %")
+
+
+def test_a_chosen_picture_by_keyboard_alone(
+    server: Server, open_page: Callable, tmp_path: Path
+) -> None:
+    page = open_page(server)
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "files":
+            break
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files([png(tmp_path / "a.png"), png(tmp_path / "b.png", "blue")])
+    expect(page.locator("article h2")).to_have_text(["blue, 57.6 %", "red, 57.6 %"])
+
+
+def test_what_is_refused_says_why(server: Server, open_page: Callable, tmp_path: Path) -> None:
+    page = open_page(server)
+    wrong = tmp_path / "wrong.pdf"
+    wrong.write_bytes(b"%PDF-1.7 <script>alert(1)</script>")
+    drop(page, wrong, name="<img src=x onerror=alert(1)>.pdf")
+    told = page.get_by_role("alert").filter(has_text="Unsupported Media Type")
+    expect(told).to_contain_text("JPEG, PNG")
+    expect(told).to_contain_text("request ")
+    drop(page, png(tmp_path / "a.png"))
+    expect(page.locator("article h2").first).to_have_text("red, 57.6 %")
+
+
+def test_what_mattered_is_where_it_is(server: Server, open_page: Callable, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (140, 140))
+    picture.paste("blue", (90, 90, 130, 130))
+    picture.save(tmp_path / "corner.png")
+    page = open_page(server)
+    drop(page, tmp_path / "corner.png")
+    page.get_by_role("button", name="What mattered?").click()
+    expect(page.locator("article .ask")).to_contain_text("Red: covering it costs blue up to")
+    pixel = "(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data]"
+    canvas = page.locator("canvas")
+    assert canvas.evaluate(pixel, [110, 110])[0] > 100
+    assert canvas.evaluate(pixel, [25, 25])[:3] == [0, 0, 0]
+
+
+def test_a_swap_of_version_is_seen(
+    start: Callable, open_page: Callable, model_of: Callable, tmp_path: Path
+) -> None:
+    registry = model_of(SOFTMAX)
+    upside_down = (
+        "p_ = Softmax<axis = 1>(mean)  one = Constant<value_float = 1.0>()  p = Sub(one, p_)"
+    )
+    second = registry.add(make_bundle(tmp_path / "two", upside_down), name="color")
+    with start("api.watch_seconds=0.2", root=registry.root) as server:
+        page = open_page(server)
+        expect(page.locator("#about")).to_contain_text("version 1")
+        registry.promote(second.ref)
+        expect(page.locator("#about")).to_contain_text("version 2", timeout=30_000)
+        drop(page, png(tmp_path / "a.png"))
+        expect(page.locator("article .ask")).to_contain_text("answered by color@2")
+
+
+def test_a_key_is_asked_for(start: Callable, open_page: Callable, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key-of-this-test\n")
+    with start(f"api.keys_file={tmp_path / 'keys'}") as server:
+        page = open_page(server)
+        expect(page.locator("#trouble")).to_contain_text("a key is needed")
+        page.get_by_label("Key").fill("a-key-of-this-test")
+        page.keyboard.press("Tab")
+        expect(page.locator("#about")).to_contain_text("version 1")
+        drop(page, png(tmp_path / "a.png"))
+        expect(page.locator("article h2")).to_have_text("red, 57.6 %")
+        assert "a-key-of-this-test" not in page.locator("code").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_light_and_dark(
+    scheme: str, server: Server, open_page: Callable, tmp_path: Path
+) -> None:
+    page = open_page(server, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    drop(page, png(tmp_path / "a.png", size=(900, 400)), name="x" * 200 + ".png")
+    expect(page.locator("article h2")).to_have_text("red, 57.6 %")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")

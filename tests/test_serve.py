@@ -1,0 +1,491 @@
+"""The server's life: crowds, hangs, swaps, signals, workers, keys. Each test would fail without a defence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import SLOW, SOFTMAX, Server, connect, head, make_bundle, picture
+from tritonclient.http import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from mlkit.client import ApiError, Client
+from mlkit.registry import Registry
+
+RED, LIME = picture(fill="red"), picture(fill="lime")
+PNG = {"content-type": "image/png"}
+OTHER = "turned = Neg(mean)  p = Softmax<axis = 1>(turned)"  # red is the least likely of a red one
+KEY = "a-key-of-these-tests"
+
+
+def slow(turns: int) -> str:
+    return SLOW.format(turns=turns)
+
+
+def ask(server: Server, data: bytes = RED, **options) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG, timeout=60, **options)
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def unready(server: Server) -> str:
+    return httpx.get(f"{server.url}/health/ready", timeout=60).text
+
+
+def is_ready(server: Server) -> bool:
+    return httpx.get(f"{server.url}/health/ready", timeout=60).is_success
+
+
+def metric(server: Server, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
+    return sum(float(v) for v in re.findall(rf"^{re.escape(name)} (\S+)$", text, re.M))
+
+
+@contextmanager
+def crowd(server: Server, callers: int = 6) -> Iterator[list[httpx.Response | Exception]]:
+    "Callers who ask again and again, each time on a connection of its own, until the block ends."
+    said, ended = [], threading.Event()
+
+    def keep_asking() -> None:
+        while not ended.is_set():
+            try:
+                said.append(ask(server))
+            except httpx.ConnectError:  # nobody accepts: nothing was begun
+                time.sleep(0.05)
+            except Exception as e:
+                said.append(e)
+
+    with ThreadPoolExecutor(callers) as pool:
+        for _ in range(callers):
+            pool.submit(keep_asking)
+        try:
+            yield said
+        finally:
+            ended.set()
+
+
+# ---------------------------------------------------------------- deadlines and sizes of a connection
+
+
+def test_slow_and_endless_headers_are_cut_off(start: Callable) -> None:
+    with start("api.header_seconds=1") as server, ExitStack() as stack:
+        socks = [stack.enter_context(connect(server)) for _ in range(4)]
+        silent, slow_one, again, endless = socks
+        slow_one.sendall(b"GET /health/live HTTP/1.1\r\nHost: loc")
+        again.sendall(head("/health/live", method="GET"))
+        first = b""
+        while not first.endswith(b"}"):  # head and body may come apart
+            first += again.recv(65536)
+        assert first.startswith(b"HTTP/1.1 200")
+        again.sendall(b"GET /health/l")  # on a connection that has answered already
+        endless.sendall(b"GET / HTTP/1.1\r\n")
+        with pytest.raises(OSError):
+            for i in range(100_000):
+                endless.sendall(b"X-%06d: %s\r\n" % (i, b"x" * 1000))
+        for sock in (silent, slow_one, again):
+            assert ask(server).is_success  # others are not harmed
+            assert sock.recv(1) == b""
+
+
+# ---------------------------------------------------------------- crowds
+
+
+def test_the_excess_is_told_to_come_again(start: Callable, model_of: Callable) -> None:
+    root = model_of(slow(1_000_000)).root
+    with start("api.queue=4", "api.engine=onnxruntime", root=root) as server:
+        with ThreadPoolExecutor(24) as pool:
+            said = list(pool.map(lambda _: ask(server), range(24)))
+        kinds = Counter(r.status_code for r in said)
+        assert set(kinds) == {200, 503} and kinds[200] >= 4, kinds
+        for r in said:
+            if r.status_code == 503:
+                assert int(r.headers["retry-after"]) >= 1
+                assert "waiting already; come again in" in r.json()["detail"]
+        assert metric(server, 'mlkit_rejected_total{reason="queue"}') == kinds[503]
+        with Client(server.url, timeout=60) as client, ThreadPoolExecutor(12) as pool:
+            done = list(pool.map(lambda _: client.predict(RED)[0]["label"], range(12)))
+        assert done == ["red"] * 12  # the client comes again
+
+
+def test_bodies_have_a_budget_together(start: Callable) -> None:
+    large = picture("RGB", (1, 1)) + bytes(700_000)
+    with start("api.queue_mb=1") as server:
+        with connect(server) as holds:
+            holds.sendall(head("/v1/predict", "Content-Type: image/png", "Content-Length: 900000"))
+            until(lambda: ask(server, large).status_code == 503)
+            assert "MiB of requests are held" in ask(server, large).json()["detail"]
+            assert ask(server).is_success  # there is room for a small one
+        until(lambda: ask(server, large).is_success)
+
+
+def test_what_takes_too_long_keeps_its_place_until_it_ends(
+    start: Callable, model_of: Callable
+) -> None:
+    settings = ("api.predict_seconds=0.5", "api.queue=1", "api.engine=onnxruntime")
+    with start(*settings, root=model_of(slow(20_000_000)).root) as server:
+        assert "no answer within 0.5 s" in ask(server).json()["detail"]
+        assert ask(server, LIME).status_code == 503  # it is still being computed
+        until(lambda: ask(server, LIME).is_success)
+
+
+def test_callers_who_left_are_not_computed(start: Callable, model_of: Callable) -> None:
+    # on two cores, the sixty would take thirty times as long as one alone; the passes that have
+    # begun, of eight in each lane, take eight times
+    root = model_of(slow(1_000_000)).root
+    with start("api.engine=onnxruntime", "api.predict_seconds=60", root=root) as server:
+        socks = [connect(server) for _ in range(60)]
+        for sock in socks:
+            size = f"Content-Length: {len(RED)}"
+            sock.sendall(head("/v1/predict", "Content-Type: image/png", size) + RED)
+        until(lambda: metric(server, "mlkit_in_flight") > 60)
+        for sock in socks:
+            sock.close()
+        began = time.monotonic()
+        assert ask(server, LIME).is_success
+        waited = time.monotonic() - began
+        until(lambda: metric(server, "mlkit_in_flight") < 2)
+        began = time.monotonic()
+        assert ask(server).is_success
+        assert waited < 15 * (time.monotonic() - began)
+        gone = [line for line in server.lines() if line["status"] == 0]
+        assert len(gone) == 60 and "Traceback" not in server.log.read_text()
+
+
+def test_a_stuck_engine_is_told_of_and_replaced(start: Callable, model_of: Callable) -> None:
+    settings = ("api.predict_seconds=1", "api.watch_seconds=2", "api.engine=onnxruntime")
+    with start(*settings, root=model_of(slow(2_000_000_000)).root) as server:
+        assert ask(server).status_code == 504
+        until(lambda: "hangs in a forward pass" in unready(server))
+        until(lambda: is_ready(server))
+        assert ask(server, LIME).json()["predictions"][0]["label"] == "green"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(25) == 0
+
+
+# ---------------------------------------------------------------- versions
+
+
+def test_no_request_fails_while_versions_are_swapped(start: Callable, model_of: Callable) -> None:
+    registry = model_of(SOFTMAX)
+    second = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
+    with start("api.watch_seconds=0.1", root=registry.root) as server, crowd(server) as said:
+        for ref, version in [(second.ref, 2), ("", 1), (second.ref, 2)] * 2:
+            if ref:
+                registry.promote(ref)
+            else:
+                registry.rollback("color")
+            until(lambda v=version: ask(server).json()["version"] == v)
+    answers = [r.json() for r in said]
+    assert {r.status_code for r in said} == {200} and {a["version"] for a in answers} == {1, 2}
+    for a in answers:
+        assert (a["predictions"][0]["label"] == "red") == (a["version"] == 1), a
+
+
+def test_a_version_that_cannot_be_taken_in_is_named(start: Callable, model_of: Callable) -> None:
+    registry = model_of(SOFTMAX)
+    bad = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
+    registry.promote(bad.ref)
+    registry.rollback("color")
+    graph = bad.path / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    with start("api.watch_seconds=0.1", root=registry.root) as server, crowd(server) as said:
+        pointer = registry.root / "color" / "production.json"
+        pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"current": 2}))
+        troubles = lambda: httpx.get(f"{server.url}/health/ready").json()["troubles"]  # noqa: E731
+        until(troubles)
+        assert "color@2 was not taken in: model.onnx" in troubles()[0]
+        assert metric(server, 'mlkit_swaps_total{model="color",outcome="refused"}') == 1
+        assert "color@2 was not taken in" in server.log.read_text()
+    assert {(r.status_code, r.json()["version"]) for r in said} == {(200, 1)}
+
+
+def test_models_are_loaded_when_asked_for_within_the_memory(
+    start: Callable, tmp_path: Path
+) -> None:
+    weight = "w = Constant<value = float[300000] {{{values}}}>()  s = ReduceSum<keepdims = 0>(w)"
+    body = weight.format(values=", ".join(["0.0"] * 300_000))
+    registry = Registry(tmp_path / "models")
+    for name in ("a", "b", "c"):
+        graph = f"{body} more = Add(mean, s) p = Softmax<axis = 1>(more)"
+        registry.promote(registry.add(make_bundle(tmp_path / name, graph, name), name=name).ref)
+    with start("api.memory_mb=5", "api.watch_seconds=0.2", root=registry.root) as server:
+
+        def loaded() -> list[str]:
+            models = httpx.get(f"{server.url}/v1/models").json()["models"]
+            return [m["name"] for m in models if m["loaded"]]
+
+        assert loaded() == ["a", "b"]
+        for name, left in (("c", ["a", "c"]), ("b", ["a", "b"]), ("a", ["a", "b"])):
+            r = httpx.post(
+                f"{server.url}/v1/models/{name}/predict", content=RED, headers=PNG, timeout=60
+            )
+            assert r.is_success and r.json()["model"] == name, r.text
+            assert loaded() == left
+
+
+# ---------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_ends_answers_all_it_accepted(workers: int, start: Callable) -> None:
+    with start(f"api.processes={workers}") as server:
+        with crowd(server) as said:
+            until(lambda: len(said) > 50)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: "the server is ending" in unready(server))
+            so_far = len(said)
+            time.sleep(1)  # accepting goes on: whoever looks at the readiness has time to leave
+        assert len(said) > so_far + 20
+        assert server.process.wait(20) == 0
+        assert {getattr(r, "status_code", r) for r in said} == {200}
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_connection_that_is_kept_is_closed_in_time(start: Callable) -> None:
+    with start() as server, httpx.Client(base_url=server.url) as http:
+        assert "connection" not in http.get("/health/live").headers
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: http.get("/health/ready").status_code == 503)
+        assert http.get("/health/live").headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_it(workers: int, start: Callable, model_of: Callable) -> None:
+    root = model_of(slow(2_000_000_000)).root
+    settings = ("api.engine=onnxruntime", "api.predict_seconds=100", f"api.processes={workers}")
+    with start(*settings, root=root) as server, ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(ask, server)
+        until(lambda: metric(server, "mlkit_in_flight") > 1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert server.process.poll() is None  # it waits for what has begun
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)
+        begun.exception(60)
+
+
+# ---------------------------------------------------------------- workers
+
+
+def children(pid: int) -> list[int]:
+    # of the workers, not of the tracker of resources that Python starts beside them
+    said = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in said if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_a_killed_worker_is_replaced_and_counted_on(start: Callable) -> None:
+    with start("api.processes=2") as server:
+        until(lambda: metric(server, "mlkit_ready") == 2)
+        for _ in range(20):
+            assert ask(server).is_success
+        served = 'mlkit_requests_total{model="color",route="/v1/predict",status="200"}'
+        assert metric(server, served) == 20
+        before = children(server.process.pid)
+        with crowd(server, 4) as said:
+            until(lambda: len(said) > 20)
+            os.kill(before[0], signal.SIGKILL)
+            until(lambda: len(set(children(server.process.pid)) - {before[0]}) == 2)
+            until(lambda: metric(server, "mlkit_ready") == 2)
+            so_far = len(said)
+            until(lambda: len(said) > so_far + 50)
+        lost = [r for r in said if isinstance(r, Exception)]
+        assert len(lost) <= 4  # what that worker had begun
+        assert {r.status_code for r in said if r not in lost} == {200}
+        assert not [r for r in said[so_far:] if r in lost]
+        assert metric(server, served) >= 20 + len(said) - len(lost)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_workers_do_not_outlive_their_parent(start: Callable) -> None:
+    with start("api.processes=2") as server:
+        until(lambda: metric(server, "mlkit_ready") == 2)
+        workers = children(server.process.pid)
+        assert len(workers) == 2
+        server.process.kill()
+        until(lambda: not any(Path(f"/proc/{w}/cmdline").exists() for w in workers))
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+def test_keys(start: Callable, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# of the tests\n{KEY}\nanother-key-of-these-tests\n")
+    with start(f"api.keys_file={tmp_path / 'keys'}", "api.metrics=key") as server:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/v2", "/nothing"):
+            none = httpx.get(server.url + path)
+            assert none.status_code == 401 and none.headers["www-authenticate"] == "Bearer"
+            wrong = httpx.get(server.url + path, headers={"x-api-key": KEY + "s"})
+            assert wrong.status_code == 403 and KEY not in wrong.text
+        for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
+            assert httpx.get(f"{server.url}/v1/models", headers=headers).is_success
+        assert is_ready(server) and httpx.get(f"{server.url}/health/live").is_success
+        with Client(server.url, key=KEY) as client:
+            assert client.predict([RED, LIME])[1]["label"] == "green"
+        with Client(server.url) as client, pytest.raises(ApiError, match="a key is needed"):
+            client.predict(RED)
+        assert KEY not in server.log.read_text()
+        assert KEY not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
+
+
+def test_keys_of_the_environment(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLKIT_API_KEYS", KEY)
+    with start() as server:
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": KEY}).is_success
+
+
+def test_pages_of_named_origins_may_call(
+    server: Server, start: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, allowed = {"origin": "https://page.example"}, "access-control-allow-origin"
+    r = httpx.get(f"{server.url}/v1/models", headers=mine)
+    assert r.is_success and allowed not in r.headers
+    monkeypatch.setenv("MLKIT_API_KEYS", "sixteen-characters-and-more")
+    asked = {"access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "authorization,content-type"
+    with start("api.cors=https://page.example") as other:
+        address = f"{other.url}/v1/predict"
+        r = httpx.options(address, headers=mine | asked)  # a browser sends no key with it
+        assert r.status_code == 200 and r.headers[allowed] == mine["origin"]
+        assert "authorization" in r.headers["access-control-allow-headers"]
+        for key, status in (("sixteen-characters-and-more", 200), ("", 401), ("wrong" * 4, 403)):
+            sent = mine | {"x-api-key": key, "content-type": "image/png"}
+            r = httpx.post(address, headers=sent, content=picture())
+            assert r.status_code == status and r.headers[allowed] == mine["origin"]
+        evil = {"origin": "https://evil.example"}
+        assert allowed not in httpx.get(f"{other.url}/health/live", headers=evil).headers
+
+
+def test_names_and_docs(server: Server, start: Callable) -> None:
+    r = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"})
+    assert r.status_code == 400 and "api.hosts" in r.json()["detail"]
+    with start("api.hosts=models.example", "api.docs=false", "api.metrics=off") as other:
+        assert httpx.get(f"{other.url}/v1/models", headers={"host": "models.example"}).is_success
+        for path in ("/docs", "/openapi.json", "/metrics", "/redoc"):
+            assert httpx.get(other.url + path).status_code == 404
+    for path in ("/docs", "/openapi.json", "/metrics"):
+        assert httpx.get(server.url + path).is_success
+
+
+# ---------------------------------------------------------------- what it never does
+
+TRAPS = """
+import pickle, socket, sys, types
+def trap(*args, **kwargs):
+    print("a trap went off", file=sys.stderr, flush=True)
+    raise SystemExit(9)
+pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = trap
+sys.modules["torch"] = types.SimpleNamespace(load=trap, jit=types.SimpleNamespace(load=trap))
+socket.socket.connect = socket.socket.connect_ex = trap
+"""
+
+
+def test_it_opens_no_pickle_and_calls_nobody(models: Path, start: Callable, server: Server) -> None:
+    from conftest import SERVE
+
+    with start(program=TRAPS + SERVE) as trapped:
+        evil = b"cos\nsystem\n(S'true'\ntR."
+        for data, status in ((RED, 200), (evil, 415), (b"\x80\x04\x95" + evil, 415)):
+            assert ask(trapped, data).status_code == status
+        for body in (
+            {"instances": [{"url": f"{server.url}/v1/models"}]},
+            {"instances": [{"b64": f"{server.url}/v1/models"}]},
+            {
+                "inputs": [
+                    {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["file:///"]}
+                ]
+            },
+        ):
+            path = "/v2/models/color/infer" if "inputs" in body else "/v1/predict"
+            r = httpx.post(trapped.url + path, json=body)
+            assert r.status_code in (400, 415, 422), r.text
+        for path in ("/", "/v1/models", "/metrics", "/v2/models/color", "/openapi.json"):
+            assert httpx.get(trapped.url + path).is_success
+        assert "a trap" not in trapped.log.read_text()
+        (trapped.log.parent / "probe").write_bytes(evil)
+    program = TRAPS + "import pickle; pickle.loads(b'')"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 9
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_stops_only_the_log(start: Callable) -> None:
+    with start(log="/dev/full") as server:
+        for _ in range(30):
+            assert ask(server).is_success
+        assert ask(server, b"text").status_code == 415 and is_ready(server)
+
+
+def test_the_largest_pictures_stay_within_the_memory(start: Callable) -> None:
+    memory = lambda: int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # noqa: E731
+    large = [
+        picture("RGBA", (8000, 8000), (1, 2, 3, 4)),
+        picture("L", (8000, 8000), format="JPEG"),
+        picture("RGB", (8000, 8000), "red", "JPEG", progressive=True),
+        picture("RGB", (8000, 8000), "red", "WEBP", method=0),
+        picture("RGB", (5600, 5600), "red", "WEBP", method=0),
+    ]
+    with start("api.predict_seconds=60") as server:
+        status = Path(f"/proc/{server.process.pid}/status")
+        for _ in range(10):
+            assert ask(server).is_success
+        baseline = memory()
+        with ThreadPoolExecutor(10) as pool:
+            said = [r.status_code for r in pool.map(lambda d: ask(server, d), large * 2)]
+        assert said == [200, 200, 413, 413, 200] * 2
+        assert memory() < baseline + 600
+
+
+# ---------------------------------------------------------------- other people's clients
+
+
+def test_it_is_as_its_description_says(server: Server, tmp_path: Path) -> None:
+    there = Path(__file__).parent
+    command = [
+        Path(sys.executable).parent / "schemathesis",
+        "--config-file",
+        there / "openapi.toml",
+    ]
+    command += ["run", f"{server.url}/openapi.json"]
+    env = os.environ | {"PYTHONPATH": there, "SCHEMATHESIS_HOOKS": there / "openapi_pictures.py"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_clients_of_the_open_inference_protocol(server: Server) -> None:
+    client = InferenceServerClient(server.url.removeprefix("http://"))
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("color")
+    assert client.get_model_metadata("color", "1")["versions"] == ["1"]
+    asked = client.get_model_metadata("color")["inputs"][0]
+    for binary in (True, False):
+        two = InferInput(asked["name"], [2], asked["datatype"])
+        two.set_data_from_numpy(np.array([RED, LIME], dtype=object), binary_data=True)
+        outputs = None if binary else []
+        said = client.infer("color", [two], outputs=outputs, request_id="mine")
+        rows = said.as_numpy("probabilities")
+        assert rows.shape == (2, 3) and rows.argmax(1).tolist() == [0, 1]
+        assert said.get_response()["id"] == "mine"
+    wrong = InferInput(asked["name"], [1], asked["datatype"])
+    wrong.set_data_from_numpy(np.array([b"text"], dtype=object))
+    with pytest.raises(InferenceServerException, match="no picture of a kind"):
+        client.infer("color", [wrong])
+    with pytest.raises(InferenceServerException, match="no model 'shape'"):
+        client.get_model_metadata("shape")
+    client.close()
