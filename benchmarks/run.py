@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-names = sys.argv[1:] or sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "run")
+there = sorted(p.stem for p in FOLDER.glob("[!_]*.py") if p.stem != "run")
+names = sys.argv[1:] or there
+for name in names:
+    if name not in there:
+        sys.exit(f"no measurement {name!r}; there is: {', '.join(there)}")
 print(f"{platform.machine()}, Python {platform.python_version()}")
 for name in names:
-    if not (FOLDER / f"{name}.py").is_file():
-        sys.exit(
-            f"no measurement {name!r}; there is: {', '.join(p.stem for p in FOLDER.glob('*.py'))}"
-        )
     print(f"\n== {name}")
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    sys.argv = [str(FOLDER / f"{name}.py")]  # each has options of its own, and here their defaults
+    sys.path.insert(0, str(FOLDER))
+    runpy.run_path(sys.argv[0], run_name="__main__")

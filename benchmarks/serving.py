@@ -1,0 +1,304 @@
+"""naive FastAPI, LitServe and mlkit on the same learner and the same photographs, in turn, beside the limit of the machine.
+
+`python benchmarks/serving.py --photographs FOLDER [--learner FILE] [--weights FILE]`. Without a learner one is trained first: a resnet18 from
+scratch, or any other `--arch`, at 224 px. The limit is decoding and the forward pass without HTTP, one process pinned to each core.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from _callers import Calls, call, request
+
+from mlkit.config import load_settings
+from mlkit.engine import choose, cores
+from mlkit.inference import GRAPHS, Predictor
+from mlkit.registry import Registry
+
+HERE = Path(__file__).parent
+CACHE = Path("~/.cache/mlkit/benchmarks").expanduser()
+
+
+def trained(photographs: Path, arch: str, weights: str | None) -> Path:
+    "Return a fastai export of a network that was fitted to the photographs; made once."
+    target = CACHE / f"{arch}.pkl"
+    if target.is_file():
+        return target
+    from mlkit.model import learner
+    from mlkit.preprocess import audit, dataloaders, split
+
+    set_ = [f"model.weights={weights}"] if weights else ["model.pretrained=false"]
+    settings = load_settings(*set_, arch=arch, size=224, source=str(photographs))
+    parts = split(audit(str(photographs), settings), settings)
+    learn = learner(dataloaders(parts, settings), settings, path=CACHE)
+    learn.unfreeze()
+    learn.fit_one_cycle(4 if weights else 12, 1e-3 if weights else 3e-3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    learn.export(target)
+    return target
+
+
+def packed(learner: Path, models: Path, photographs: list[Path]) -> dict:
+    "Export the learner into a registry and return what int8 cost."
+    import warnings
+
+    from fastai.learner import load_learner
+    from fastai.vision.data import ImageDataLoaders
+
+    from mlkit.export import export
+
+    warnings.simplefilter("ignore")
+    learn = load_learner(learner)
+    learn.dls = ImageDataLoaders.from_path_func(
+        ".",
+        photographs,
+        lambda p: p.parent.name,
+        valid_pct=0.3,
+        seed=1,
+        num_workers=0,
+        bs=16,
+        item_tfms=learn.dls.after_item.fs[0],
+        batch_tfms=learn.dls.after_batch.fs[1:],
+    )
+    with tempfile.TemporaryDirectory() as tmp:
+        facts = dict(name="photographs", arch="resnet18", metrics={}, lineage={})
+        bundle = export(learn, Path(tmp) / "bundle", **facts)
+        registry = Registry(models)
+        return registry.promote(
+            registry.add(bundle, name="photographs").ref
+        ).manifest.int8.model_dump()
+
+
+# ---------------------------------------------------------------- the limit
+
+
+def _core(
+    core: int, bundle: Path, precision: str, engine: str, batch: int, photographs, pipe
+) -> None:
+    os.sched_setaffinity(0, {core})
+    predictor = Predictor(bundle, precision=precision, engine=engine)  # sees one core
+    import numpy as np
+
+    def once(i: int) -> None:
+        chosen = [photographs[(i + k) % len(photographs)] for k in range(batch)]
+        predictor.engine.run(np.stack([predictor.prepare(data) for data in chosen]))
+
+    once(0)
+    pipe.send("ready")
+    while seconds := pipe.recv():
+        done, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            once(done)
+            done += batch
+        pipe.send(done / seconds)
+
+
+class Limit:
+    "Decoding and forward passes on every core, nothing else; `measure` gives photographs a second."
+
+    def __init__(
+        self, bundle: Path, precision: str, engine: str, batch: int, photographs: list[bytes]
+    ):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipes = []
+        for core in sorted(os.sched_getaffinity(0)):
+            ours, theirs = spawn.Pipe()
+            args = (core, bundle, precision, engine, batch, photographs, theirs)
+            spawn.Process(target=_core, args=args, daemon=True).start()
+            self.pipes.append(ours)
+        for pipe in self.pipes:
+            pipe.recv()
+
+    def measure(self, seconds: float) -> float:
+        for pipe in self.pipes:
+            pipe.send(seconds)
+        return sum(pipe.recv() for pipe in self.pipes)
+
+    def end(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(0)
+
+
+# ---------------------------------------------------------------- the servers
+
+
+class Server:
+    "A process group that sleeps (SIGSTOP) while others are measured."
+
+    def __init__(self, name: str, command: list[str], port: int, path: str):
+        self.name, self.port, self.path = name, port, path
+        log = open(CACHE / f"{name.replace(' ', '-')}.log", "w")  # noqa: SIM115
+        self.began = time.perf_counter()
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.first = 0.0
+
+    def wait(self, photograph: bytes) -> None:
+        while not self.first:
+            if self.process.poll() is not None:
+                sys.exit(f"{self.name} ended; its log is in {CACHE}")
+            try:
+                if call(self.port, [request(self.path, photograph, self.port)], 1, 30, most=1).took:
+                    self.first = time.perf_counter() - self.began
+            except OSError:
+                time.sleep(0.02)
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, sig: int) -> None:
+        os.killpg(self.process.pid, sig)
+
+    def measure(self, requests: list[bytes], callers: int, seconds: float) -> Calls:
+        self.signal(signal.SIGCONT)
+        call(self.port, requests, callers, min(2, seconds / 4))  # awake and warm
+        found = call(self.port, requests, callers, seconds)
+        self.signal(signal.SIGSTOP)
+        return found
+
+    def memory(self) -> float:
+        "Proportional set size of all its processes, MiB."
+        total = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                if int(stat.read_text().rpartition(")")[2].split()[2]) == self.process.pid:
+                    lines = (stat.parent / "smaps_rollup").read_text().splitlines()
+                    total += next(int(s.split()[1]) for s in lines if s.startswith("Pss:"))
+            except (OSError, StopIteration):
+                pass
+        return total / 1024
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            for sig in (signal.SIGCONT, signal.SIGKILL):
+                self.signal(sig)
+            self.process.wait()
+
+
+def mlkit_command(models: Path, port: int, precision: str, *more: str) -> list[str]:
+    keys = [f"paths.models={models}", f"api.precision={precision}", *more]
+    sets = [word for key in keys for word in ("--set", key)]
+    return [sys.executable, "-m", "mlkit", "serve", "photographs", "--port", str(port), *sets]
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__)
+    ask.add_argument(
+        "--photographs", type=Path, default=HERE.parent.parent / "shared/data/clothing"
+    )
+    ask.add_argument("--learner", type=Path, help="a fastai export; trained when it is not given")
+    ask.add_argument("--arch", default="resnet18")
+    ask.add_argument("--weights", help="a file to start the training from")
+    ask.add_argument("--seconds", type=float, default=20, help="of one window")
+    ask.add_argument("--rounds", type=int, default=3)
+    ask.add_argument("--set", action="append", default=[], help="a setting for mlkit's servers")
+    args = ask.parse_args()
+    if not args.photographs.is_dir():
+        sys.exit(
+            f"no photographs in {args.photographs}; give a folder of classes: --photographs FOLDER"
+        )
+    CACHE.mkdir(parents=True, exist_ok=True)
+    learner = args.learner or trained(args.photographs, args.arch, args.weights)
+    files = sorted(args.photographs.rglob("*.jpg"))
+    with ExitStack() as stack:
+        models = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        int8 = packed(learner, models, files[::3])
+        print(f"int8: {json.dumps(int8)}")
+        precisions = ["fp32", "int8"] if int8["kept"] else ["fp32"]
+        photographs = [p.read_bytes() for p in files[:: max(1, len(files) // 64)]]
+        bundle = Registry(models).resolve("photographs").path
+        commands = {
+            "naive": (
+                [sys.executable, str(HERE / "peers/naive.py"), str(learner), "8101"],
+                "/predict",
+            ),
+            "LitServe": (
+                [sys.executable, str(HERE / "peers/lit.py"), str(learner), "8102"],
+                "/predict",
+            ),
+        }
+        for i, precision in enumerate(precisions):
+            command = mlkit_command(models, 8103 + i, precision, *args.set)
+            commands[f"mlkit {precision}"] = command, "/v1/predict"
+        servers, limits = {}, {}
+        for i, (name, (command, path)) in enumerate(commands.items()):
+            for last in (False, True):  # one after the other; with their files in memory
+                servers[name] = Server(name, command, 8101 + i, path)
+                stack.callback(servers[name].end)
+                servers[name].wait(photographs[0])
+                if not last:
+                    servers[name].end()
+        for precision in precisions:
+            graph = (bundle / GRAPHS[precision]).read_bytes()
+            blank = Predictor(bundle).prepare(photographs[0])[None]
+            _, probe = choose(graph, blank)
+            print(f"{precision}: {probe}")
+            limits[precision] = Limit(bundle, precision, probe.engine, 8, photographs)
+            stack.callback(limits[precision].end)
+        show(servers, limits, photographs, bundle, args)
+
+
+def show(servers, limits, photographs, bundle, args) -> None:
+    rates = {name: [] for name in [*servers, *(f"limit {p}" for p in limits)]}
+    crowd, alone = ({name: [] for name in servers} for _ in range(2))
+    errors = dict.fromkeys(servers, 0)
+    requests = {n: [request(s.path, p, s.port) for p in photographs] for n, s in servers.items()}
+    for number in range(args.rounds):
+        for precision, limit in limits.items():
+            rates[f"limit {precision}"].append(limit.measure(args.seconds / 2))
+        for name, server in servers.items():
+            for callers, store in ((32, rates), (8, crowd), (1, alone)):
+                seconds = args.seconds if callers == 32 else args.seconds / 2
+                found = server.measure(requests[name], callers, seconds)
+                errors[name] += sum(n for s, n in found.statuses.items() if s != 200)
+                if callers == 32:
+                    store[name].append(found.rate)
+                elif callers == 8:
+                    store[name].append(found.quantile(0.99))
+                else:
+                    store[name].append(found.quantile(0.5))
+        print(
+            f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.1f}" for n, v in rates.items()),
+            flush=True,
+        )
+    bare = {p: bare_ms(bundle, p, photographs) for p in limits}
+    middle = {name: median(v) for name, v in rates.items()}
+    print(f"\n{cores()} cores; medians of {args.rounds} windows of {args.seconds:g} s in turn\n")
+    print(
+        "| server | requests/s, 32 callers | of its limit | × LitServe | × naive | p99 at 8, ms | one caller, ms | × bare | first answer, s | PSS, MiB | errors |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for name, server in servers.items():
+        precision = name.partition(" ")[2] or "fp32"
+        rate = middle[name]
+        row = [name, f"{rate:.1f}", f"{rate / middle[f'limit {precision}']:.2f}"]
+        row += [f"{rate / middle['LitServe']:.2f}", f"{rate / middle['naive']:.2f}"]
+        row += [f"{median(crowd[name]):.0f}", f"{median(alone[name]):.1f}"]
+        row += [f"{median(alone[name]) / bare[precision]:.2f}", f"{server.first:.1f}"]
+        row += [f"{server.memory():.0f}", str(errors[name])]
+        print("| " + " | ".join(row) + " |")
+    for precision in limits:
+        print(
+            f"| limit {precision} | {middle[f'limit {precision}']:.1f} | 1 | | | | {bare[precision]:.1f} | 1 | | | |"
+        )
+
+
+def bare_ms(bundle: Path, precision: str, photographs: list[bytes]) -> float:
+    "Median of decode and forward pass of one photograph, all cores in the pass, in this process."
+    predictor = Predictor(bundle, precision=precision, engine="auto")
+    took = []
+    for i in range(100):
+        began = time.perf_counter()
+        predictor.predict([photographs[i % len(photographs)]])
+        took.append(1e3 * (time.perf_counter() - began))
+    return median(took[10:])
+
+
+if __name__ == "__main__":
+    main()
