@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lab bench sync clean
+.PHONY: help install browser demo test lab bench sync clean
 
 help:
 	@echo "make demo   train on digits, judge, pack, serve, ask over HTTP"
@@ -24,10 +24,16 @@ install: $(BIN)/.installed
 demo: install
 	$(BIN)/mlkit demo
 
-test: install
+# The page is tested in a real browser, if there is one or one may be installed; else the test says that it is not.
+browser:
+	@for p in chromium chromium-browser google-chrome google-chrome-stable; do command -v $$p && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium || true; fi
+
+test: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check nbs kernels tests benchmarks
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lab: install
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. nbs/15_tour.ipynb
