@@ -25,6 +25,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -41,6 +42,7 @@ from mlkit.intake import (
     Inputs,
     Instances,
     Intake,
+    declared_length,
     inputs_of,
     media_type,
     too_many,
@@ -110,6 +112,7 @@ class Problem(BaseModel):
 def _problem(
     scope: MutableMapping[str, Any], status: int, detail: str, **headers: str
 ) -> JSONResponse:
+    detail = detail.encode("utf-8", "replace").decode()  # half of a surrogate pair, from JSON
     said = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -139,6 +142,7 @@ class Service:
         self.api, self.host = settings.api, Host(settings, models)
         self.intake, self.metrics, self.gate = Intake(settings), Metrics(), Gate(settings)
         self.refusals, self.since = 0, 0.0
+        self.loading: asyncio.Future | None = None  # from the start of the app
         self.host.observers.append(self._observe)
 
     async def ask(
@@ -164,12 +168,18 @@ class Service:
             del body
             if len(inputs) > self.api.max_inputs:
                 raise too_many(self.api.max_inputs)
-            return await self._rows(request, slot, inputs)
+            return await self._rows(request, slot, name or "", inputs)
 
-    async def _rows(self, request: Request, slot: Slot, inputs: Inputs) -> tuple[Served, Done]:
+    async def _rows(
+        self, request: Request, slot: Slot, name: str, inputs: Inputs
+    ) -> tuple[Served, Done]:
         data, seconds = [d for _, d in inputs], self.api.predict_seconds
         while True:
             served = await self.host.get(slot, seconds)
+            if "@" in name and served.version.ref != name:  # swapped while the body came
+                raise UnknownModel(
+                    f"{name} is not served any more; {slot.ref} is now {served.version.ref}"
+                )
             try:
                 future = served.batcher.submit(data)
                 break
@@ -194,6 +204,8 @@ class Service:
         late = asyncio.get_running_loop().call_later(seconds, stop, "late")
         if connection := request.scope["state"].get("connection"):
             connection.on_lost = lambda: stop("gone")
+            if connection.transport.is_closing():
+                stop("gone")
         try:
             return await rows
         except asyncio.CancelledError:
@@ -231,9 +243,10 @@ class Service:
     async def gauge(self) -> None:
         "Keep what is read off the host, such as the queues, in the metrics, for ever."
         while True:
-            for slot in self.host.loaded():
-                if served := slot.served:
-                    self.metrics.queue.labels(slot.ref).set(served.batcher.pending)
+            for slot in list(self.host.slots.values()):
+                served = slot.served
+                self.metrics.queue.labels(slot.ref).set(served.batcher.pending if served else 0)
+                if served:
                     self.metrics.version.labels(slot.ref).set(served.version.version)
             self.metrics.ready.set(not self.host.unready())
             await asyncio.sleep(0.5)
@@ -271,11 +284,9 @@ class _Exchange:
     def __init__(self, scope: _Message, receive: Callable, send: Callable, id: str, host: Host):
         self._receive, self._send, self.id, self.host, self.status = receive, send, id, host, 0
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        self.unread = declared != b"0" or b"transfer-encoding" in headers
-        small = (
-            declared.isdigit() and int(declared) <= _LITTLE and b"transfer-encoding" not in headers
-        )
+        declared = headers.get(b"content-length", b"0").decode("latin-1")
+        self.unread = declared != "0" or b"transfer-encoding" in headers
+        small = declared_length(declared) <= _LITTLE and b"transfer-encoding" not in headers
         self.keeps = small and b"expect" not in headers
 
     async def receive(self) -> _Message:
@@ -308,6 +319,19 @@ class _Exchange:
 _STRAIGHT = re.compile(r"/v1/(?:models/([^/]+)/)?predict")
 
 
+class _Cors(CORSMiddleware):
+    async def __call__(self, scope: _Message, receive: Callable, send: Callable) -> None:
+        headers = Headers(scope=scope)
+        asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if not (asks and "origin" in headers):
+            return await super().__call__(scope, receive, send)
+        answer = self.preflight_response(headers)
+        if answer.status_code >= 400:
+            said = f"{answer.body.decode()}; the server's operator can add an origin to api.cors"
+            answer = _problem(scope, answer.status_code, said)
+        await answer(scope, receive, send)
+
+
 class Envelope:
     "The app around the FastAPI app: who may come in, ids, the log, and the short way to a prediction."
 
@@ -318,7 +342,7 @@ class Envelope:
     ):
         self.app, self.service, self.state, self.way = app, service, app.state, self._enter
         if origins := [o.strip() for o in service.api.cors.split(",") if o.strip()]:
-            self.way = CORSMiddleware(
+            self.way = _Cors(
                 self._enter,
                 allow_origins=origins,
                 allow_methods=["GET", "POST"],
@@ -339,17 +363,21 @@ class Envelope:
             await self.way(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             pass  # nobody is left to be answered
-        except Exception:
+        except Exception as e:
             _LOG.exception("request %s failed", id)
             if not exchange.status:
-                said = f"the server failed at this request; its log has the reason under {id}"
-                await _problem(scope, 500, said)(scope, exchange.receive, exchange.send)
+                response = await _on_bug(Request(scope), e)
+                await response(scope, exchange.receive, exchange.send)
         finally:
             self.service.metrics.in_flight.dec()
             self._note(scope, exchange, time.perf_counter() - began)
 
     async def _enter(self, scope: _Message, receive: Callable, send: Callable) -> None:
-        if refusal := self.service.gate.refusal(scope["path"], dict(scope["headers"])):
+        headers = dict(scope["headers"])
+        refusal = self.service.gate.refusal(scope["path"], headers, scope["http_version"])
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            refusal = 400, "the request names several hosts", {}
+        if refusal:
             status, said, extra = refusal
             return await _problem(scope, status, said, **extra)(scope, receive, send)
         straight = scope["method"] == "POST" and not scope["query_string"]
@@ -396,6 +424,12 @@ async def _on_invalid(request: Request, e: RequestValidationError) -> JSONRespon
         for x in e.errors()
     )
     return _problem(request.scope, 422, "; ".join(said))
+
+
+async def _on_bug(request: Request, e: Exception) -> JSONResponse:
+    id = request.scope["state"]["request_id"]
+    said = f"the server failed at this request; its log has the reason under {id}"
+    return _problem(request.scope, 500, said)
 
 
 async def _on_unknown(request: Request, e: UnknownModel) -> JSONResponse:
@@ -501,12 +535,13 @@ def create_app(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
 ) -> Envelope:
-    "Return the app with the models loaded, the first one the default; raise `MlkitError` for one that cannot be."
+    "Return the app, which loads the models when it starts, the first one the default; raise `MlkitError` for one that is not there."
     service = Service(settings, models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gauging = asyncio.ensure_future(service.gauge())
+        service.loading = asyncio.get_running_loop().run_in_executor(None, service.host.start)
         yield
         gauging.cancel()
         service.host.close()
@@ -524,6 +559,7 @@ def create_app(
     )
     app.state.service = service
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_bug)  # raised again, so that it comes to the log
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
     _add_page(app, service)
@@ -591,7 +627,14 @@ async def _predict(
         return lambda body: inputs_of(body, media, boundary, service.api.max_inputs)
 
     served, done = await service.ask(request, name, parse)
-    return Response(json.dumps(_answer(served, done, top_k)), media_type="application/json")
+
+    def body() -> str:
+        return json.dumps(_answer(served, done, top_k))
+
+    if done.rows.size < 4096:
+        return Response(body(), media_type="application/json")
+    said = await asyncio.get_running_loop().run_in_executor(None, body)
+    return Response(said, media_type="application/json")
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
@@ -689,7 +732,8 @@ def _add_v2(app: FastAPI, service: Service) -> None:
 
             return read
 
-        served, done = await service.ask(request, slot_of(name, version).ref, look)
+        own = name if version is None else f"{name}@{version}"
+        served, done = await service.ask(request, own, look)
         own = served.version
         body, length = v2.respond(asked[0], own.name, own.version, done.rows, served.manifest.vocab)
         if length is None:

@@ -91,8 +91,9 @@ class OnnxRuntime:
         # threads that wait do not spin: the cores have inputs to read meanwhile
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+        exact = {"use_tf32": "0"} if cuda else {}  # else fewer digits than the Learner has
         try:
-            session = ort.InferenceSession(graph, options, providers=[provider])
+            session = ort.InferenceSession(graph, options, providers=[(provider, exact)])
         except Exception as e:  # ONNX Runtime's errors share no root
             raise EngineError(f"ONNX Runtime cannot load the graph: {e}") from e
         if provider not in session.get_providers():
@@ -278,6 +279,9 @@ class Heavy(Exception):
     "Raised by `prepare` for an input that is to be read while no other of its kind is."
 
 
+_ALONE = threading.Lock()  # held by the one that reads such an input, in whichever Batcher
+
+
 @dataclass(frozen=True)
 class Done:
     "The rows of one submission, in its order, and what they took."
@@ -297,6 +301,7 @@ class _Job:
     prepared: float = 0.0
     forward: float = 0.0
     batch: int = 0
+    slow: int = 0  # inputs that are heavy
     error: tuple[int, BaseException] | None = None
 
     def __post_init__(self) -> None:
@@ -315,7 +320,11 @@ class _Job:
             return self.future.set_exception(self.error[1])
         wait = time.perf_counter() - self.prepared - self.forward
         spent = (round(1e3 * s, 2) for s in (self.prepared - self.came, wait, self.forward))
-        self.future.set_result(Done(np.stack(self.rows), self.batch, *spent))
+        try:
+            rows = np.stack(self.rows)
+        except ValueError as e:  # rows of several lengths
+            return self.future.set_exception(e)
+        self.future.set_result(Done(rows, self.batch, *spent))
 
 # %% ../nbs/07_engine.ipynb #9ffc2cd6
 class Batcher:
@@ -341,8 +350,10 @@ class Batcher:
         self.lanes, self.batch, self.limit, self.patience = lanes, batch, limit, patience
         self.apart, self.workers = apart, workers or (max(cores(), 2) if apart else lanes + 1)
         self.pending, self.pace = 0, 0.0  # inputs; inputs a second when busy, 0 = not known
+        self.slow = 0  # of those that are pending, the heavy ones: nobody else waits for them
         self.passed: float | None = None  # time of the last good pass
         self._running: dict[int, float] = {}  # thread → when its pass began
+        self._reading: dict[int, float] = {}  # thread → when it began to read
         self._raw, self._ready, self._heavy = deque(), deque(), deque()
         self._closed, self._since, self._finished = False, 0.0, 0
         self._lock = threading.Lock()
@@ -360,7 +371,7 @@ class Batcher:
             if self._closed:
                 raise Closed("this Batcher is closed")
             self.check(len(inputs))
-            if not self.pending:
+            if self.pending == self.slow:
                 self._since, self._finished = job.came, 0
             self.pending += len(inputs)
             self._raw.extend((job, i) for i in range(len(inputs)))
@@ -378,23 +389,27 @@ class Batcher:
 
     def wait(self) -> float:
         "Return the seconds that what is pending will take, by the pace of late."
-        return self.pending / self.pace if self.pace else 0.0
+        return (self.pending - self.slow) / self.pace if self.pace else 0.0
 
     def stuck(self) -> float:
-        "Return for how many seconds the longest of the passes that are running has been running."
-        return time.perf_counter() - min(self._running.values(), default=time.perf_counter())
+        "Return for how many seconds the longest of the passes and readings that go on has been going on."
+        now = time.perf_counter()
+        return now - min([*self._running.values(), *self._reading.values()], default=now)
 
     def close(self) -> None:
         "Take no more; what was taken is finished, then the threads end."
         with self._lock:
             self._closed = True
-            self._count(0)
+            self._count()
 
-    def _count(self, finished: int) -> None:  # with the lock
-        self.pending -= finished
-        self._finished += finished
-        if (spent := time.perf_counter() - self._since) > 0.2 and finished:
-            pace = self._finished / spent
+    def _count(self, *finished: _Job) -> None:  # with the lock
+        light = sum(len(job.inputs) - job.slow for job in finished)
+        self.slow -= sum(job.slow for job in finished)
+        self.pending -= sum(len(job.inputs) for job in finished)
+        self._finished += light
+        spent = max(time.perf_counter() - self._since, 1e-6)
+        pace = self._finished / spent
+        if light and (spent > 0.2 or (self.pending == self.slow and pace > self.pace)):
             self.pace = (self.pace + pace) / 2 if self.pace else pace
             self._since, self._finished = time.perf_counter(), 0
         if self._closed and not self.pending:
@@ -433,16 +448,20 @@ class Batcher:
         return None
 
     def _read(self, job: _Job, i: int, alone: bool) -> None:
+        self._reading[threading.get_ident()] = time.perf_counter()
         try:
             if not job.future.cancelled() and job.error is None:
                 job.tensors[i] = self.prepare(job.inputs[i], index=i, alone=alone)
         except Heavy:
             with self._lock:
+                job.slow, self.slow = job.slow + 1, self.slow + 1
                 self._heavy.append((job, i))
                 self._alone.notify()
             return
         except BaseException as e:
             job.fail(i, e)
+        finally:
+            del self._reading[threading.get_ident()]
         self._sort(job)
 
     def _read_heavy(self) -> None:
@@ -453,7 +472,8 @@ class Batcher:
                         return
                     self._alone.wait()
                 job, i = self._heavy.popleft()
-            self._read(job, i, alone=True)
+            with _ALONE:
+                self._read(job, i, alone=True)
 
     def _sort(self, job: _Job) -> None:
         with self._lock:
@@ -462,7 +482,7 @@ class Batcher:
                 return
             job.prepared = time.perf_counter()
             if useless := job.error is not None or job.future.cancelled():
-                self._count(len(job.inputs))
+                self._count(job)
             else:
                 self._ready.extend((job, i) for i in range(len(job.inputs)))
                 self._work.notify(len(job.inputs))
@@ -482,14 +502,17 @@ class Batcher:
                 job.left -= 1
                 if not job.left:
                     finished.append(job)
-            self._count(sum(len(job.inputs) for job in finished))
+            self._count(*finished)
             self._work.notify_all()  # a lane is free, and there is room to read
         for job in finished:
             job.resolve()
 
     def _pass(self, tensors: list[np.ndarray], run: Callable) -> list[Any]:
         try:
-            return list(run(np.stack(tensors)))
+            rows = list(run(np.stack(tensors)))
+            if len(rows) != len(tensors):
+                raise EngineError(f"the graph answers {len(tensors)} inputs with {len(rows)} rows")
+            return rows
         except BaseException as e:
             if len(tensors) == 1:
                 return [e]

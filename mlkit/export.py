@@ -29,7 +29,7 @@ from torch import nn
 
 from .bundle import Golden, ImageInput, Int8, Parity, write_bundle
 from .config import MlkitError
-from .inference import GRAPHS, Predictor
+from .inference import GRAPHS, InputError, Predictor
 from .quantize import QuantizeError, quantize
 
 # %% ../nbs/08_export.ipynb #b44de92a
@@ -177,6 +177,11 @@ def parity(
     with learn.no_bar():
         theirs = learn.get_preds(dl=learn.dls.test_dl(list(paths)))[0].numpy()
     ours = _answers(predictor, paths)
+    if not np.isfinite(theirs).all():
+        raise ExportError(
+            "the Learner's outputs are not finite; train it anew with a lower learning rate",
+            "parity",
+        )
     return Parity(
         examples=len(paths),
         max_difference=float(np.abs(ours - theirs).max()),
@@ -214,15 +219,20 @@ def _judged(
     )
 
 
+def _is_taken(draft: Path, path: Path) -> bool:
+    try:
+        return bool(Predictor(draft).prepare(path.read_bytes()).size)
+    except InputError:  # a server would refuse it, and every server is asked it
+        return False
+
+
 def _golden(
     draft: Path,  # a bundle with the graphs that are kept
     paths: Sequence[Path],  # picture files
     int8: bool,  # whether the graph in int8 is one of them
 ) -> tuple[Golden, ...]:
-    fp32 = _answers(Predictor(draft, max_megapixels=1e6), paths)
-    other = (
-        _answers(Predictor(draft, max_megapixels=1e6, precision="int8"), paths) if int8 else fp32
-    )
+    fp32 = _answers(Predictor(draft), paths)
+    other = _answers(Predictor(draft, precision="int8"), paths) if int8 else fp32
     return tuple(
         Golden(
             file=f"golden/{i}{path.suffix.lower()}",
@@ -275,8 +285,9 @@ def export(
         if calibration:
             draft, manifest["int8"] = _with_int8(learn, predictor, manifest, graphs, calibration)
             files |= graphs
-        manifest["golden"] = _golden(draft, _spread(valid, 4), GRAPHS["int8"] in graphs)
-        for path, golden in zip(_spread(valid, 4), manifest["golden"], strict=True):
+        chosen = _spread([p for p in _spread(valid, 32) if _is_taken(draft, p)], 4)
+        manifest["golden"] = _golden(draft, chosen, GRAPHS["int8"] in graphs)
+        for path, golden in zip(chosen, manifest["golden"], strict=True):
             files[golden.file] = path
         if card := files.get("report/card.md"):
             files["report/card.md"] = _said(card, manifest.get("int8"), Path(tmp) / "card.md")

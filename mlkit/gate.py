@@ -55,12 +55,14 @@ class Gate:
         self,
         path: str,
         headers: Mapping[bytes, bytes],  # lower-case names
+        version: str = "1.1",  # of HTTP; callers of 1.0 need not say whom they call
     ) -> tuple[int, str, dict[str, str]] | None:
         "Return status, detail and headers of the refusal; None for one who may come in."
-        if not self._is_ours(host := headers.get(b"host", b"").decode("latin-1")):
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._is_ours(host) and (host or version != "1.0"):
             said = f"this server is not called {host[:80]!r}; its operator can add the name to api.hosts"
             return 400, said, {}
-        if not self.keys or path == "/" or path.startswith("/health/"):
+        if not self.keys or path == "/" or path.startswith(("/health/", "/v2/health/")):
             return None
         if path == "/metrics" and self.metrics == "open":
             return None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from .bundle import BundleError, Manifest
+from .bundle import BundleError, Manifest, verify_bundle
 from .config import MlkitError, Settings, nearest
 from .engine import Batcher, EngineError
 from .inference import Predictor
@@ -23,6 +23,7 @@ from .registry import Registry, RegistryError, Version
 # %% ../nbs/10_host.ipynb #ac624542
 _LOG = logging.getLogger("mlkit.host")
 PULSE = 5.0  # seconds without a pass after which the host asks one itself
+_LATELY = 600.0  # seconds in which a model that hangs is loaded anew three times at most
 
 
 class ServeError(MlkitError):
@@ -61,7 +62,7 @@ class Served:
         "Ask the model something itself when nobody did, so that readiness rests on a recent pass."
         quiet = time.perf_counter() - (self.batcher.passed or 0) > PULSE
         if not self.batcher.pending and (quiet or self.reason):
-            self.batcher.submit([self.predictor.question()]).add_done_callback(self._pulsed)
+            self.batcher.submit([self.predictor.question]).add_done_callback(self._pulsed)
 
     def _pulsed(self, done: Future) -> None:
         if done.cancelled() or not (error := done.exception()):
@@ -80,6 +81,7 @@ class Slot:
     trouble: str | None = None  # why the registry's choice does not answer; None when it does
     refused: int | None = None  # the version that `trouble` is about
     wanted: bool = False  # whether somebody waits for it to be loaded
+    replaced: list[float] = field(default_factory=list)  # when it was loaded anew, for it hung
 
     @property
     def pinned(self) -> bool:
@@ -88,7 +90,7 @@ class Slot:
 
 # %% ../nbs/10_host.ipynb #80339e3a
 class Host:
-    "The served models: `find` a name, `get` what answers to it."
+    "The served models: `start`, then `find` a name, `get` what answers to it."
 
     def __init__(
         self,
@@ -110,7 +112,15 @@ class Host:
             raise ServeError(f"no model in {self.registry.root} is in production; {remedy}")
         self.default = next(iter(self.slots.values()))
         self.keeper = _Keeper(self, grows=not models)
-        self.keeper.start()
+
+    def start(self) -> None:
+        "Load what fits into the memory, and watch the registry from then on; raise `MlkitError`."
+        try:
+            self.keeper.load_all()
+        except MlkitError as e:
+            self.keeper.refuse(self.default, None, e)
+            raise
+        threading.Thread(target=self.keeper.run, name="mlkit-keeper", daemon=True).start()
 
     def find(
         self,
@@ -121,10 +131,11 @@ class Host:
             return self.default
         if slot := self.slots.get(name):
             return slot
-        for slot in self.loaded():
-            if name in (slot.served.version.ref, slot.served.version.name):
+        loaded = {slot: served.version for slot in self.loaded() if (served := slot.served)}
+        for slot, version in loaded.items():
+            if name in (version.ref, version.name):
                 return slot
-        there = sorted({*self.slots, *(s.served.version.ref for s in self.loaded())})
+        there = sorted({*self.slots, *(version.ref for version in loaded.values())})
         raise UnknownModel(f"no model {name[:80]!r} is served; {nearest(name[:80], there)}")
 
     def loaded(self) -> list[Slot]:
@@ -138,9 +149,10 @@ class Host:
     ) -> Served:
         "Return what answers for `slot`, loaded first if nobody has asked yet; raise `NotLoaded`."
         end = time.monotonic() + seconds
-        while (served := slot.served) is None:
-            slot.wanted = True
+        if slot.served is None and not slot.wanted:
+            slot.wanted, slot.trouble = True, None
             self.keeper.wake.set()
+        while (served := slot.served) is None:
             await asyncio.sleep(0.02)
             if slot.trouble or time.monotonic() > end:
                 raise NotLoaded(slot.trouble or f"{slot.ref} is still being loaded")
@@ -150,12 +162,13 @@ class Host:
     def unready(self) -> list[str]:
         "Return why this server should not be asked now; empty when it should."
         reasons = ["the server is ending"] if self.draining else []
+        there = [served for slot in list(self.slots.values()) if (served := slot.served)]
         if self.default.served is None:
             reasons.append(self.default.trouble or f"{self.default.ref} is being loaded")
-        for served in [s.served for s in self.loaded() if s.served]:
+        for served in there:
             quiet = time.perf_counter() - (served.batcher.passed or 0)
             if (hangs := served.batcher.stuck()) > self.api.predict_seconds:
-                reasons.append(f"{served.version.ref} hangs in a forward pass since {hangs:.0f} s")
+                reasons.append(f"{served.version.ref} hangs since {hangs:.0f} s")
             elif served.reason:
                 reasons.append(f"{served.version.ref} {served.reason}")
             elif quiet > 2 * PULSE + self.api.predict_seconds:
@@ -171,7 +184,8 @@ class Host:
         self.keeper.ended = True
         self.keeper.wake.set()
         for slot in self.loaded():
-            slot.served.batcher.close()
+            if served := slot.served:
+                served.batcher.close()
 
 
 def _in_production(registry: Registry) -> list[str]:
@@ -181,19 +195,20 @@ def _in_production(registry: Registry) -> list[str]:
 class _Keeper:
     def __init__(self, host: Host, grows: bool):
         self.host, self.api, self.grows = host, host.api, grows
-        self.wake, self.ended, self.replaced = threading.Event(), False, 0
+        self.wake, self.ended = threading.Event(), False
 
-    def start(self) -> None:
+    def load_all(self) -> None:
         for slot in self.host.slots.values():
             version = self.host.registry.resolve(slot.ref)
             if slot is self.host.default or self.fits(version):
                 slot.served = self.load(version)
                 try:
                     self.rehearse(slot.served)
+                except BundleError:  # other answers than at export: never to be given
+                    raise
                 except Exception:  # the server starts all the same, and says that it is not ready
                     slot.served.reason = "failed its last forward pass"
                     _LOG.exception("%s %s", version.ref, slot.served.reason)
-        threading.Thread(target=self.run, name="mlkit-keeper", daemon=True).start()
 
     def run(self) -> None:
         while not self.ended:
@@ -210,23 +225,27 @@ class _Keeper:
     def attend(self, slot: Slot) -> None:
         if (served := slot.served) is None:
             if slot.wanted:
-                slot.wanted = False
-                self.take_in(slot, self.host.registry.resolve(slot.ref))
+                try:
+                    self.take_in(slot, self.host.registry.resolve(slot.ref))
+                finally:
+                    slot.wanted = False
             return
-        if served.batcher.stuck() > self.api.predict_seconds and self.replaced < 3:
-            self.replaced += 1
-            _LOG.error("%s hangs in a forward pass; it is loaded anew", served.version.ref)
+        served.pulse()
+        slot.replaced = [t for t in slot.replaced if time.monotonic() - t < _LATELY]
+        if served.batcher.stuck() > self.api.predict_seconds and len(slot.replaced) < 3:
+            slot.replaced.append(time.monotonic())
+            _LOG.error("%s hangs; it is loaded anew", served.version.ref)
             return self.take_in(slot, served.version)
         version = served.version if slot.pinned else self.host.registry.resolve(slot.ref)
         if version.version == served.version.version:
             slot.trouble = slot.refused = None
         elif version.version != slot.refused:
             self.take_in(slot, version)
-        slot.served.pulse()
 
     def take_in(self, slot: Slot, version: Version) -> None:
         old = slot.served
         try:
+            verify_bundle(version.path)  # nobody gives way to what is damaged
             self.make_room(slot, version)
             new = self.load(version, old)
             self.rehearse(new)

@@ -7,8 +7,11 @@ __all__ = ['FORMATS', 'GRAPHS', 'InputError', 'decode', 'to_square', 'to_array',
 
 # %% ../nbs/07_inference.ipynb #db6ab61a
 import io
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +25,12 @@ from .engine import Engine, EngineError, Heavy, Probe, choose, open_engine
 # %% ../nbs/07_inference.ipynb #35715c15
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _HUNGRY = ("WEBP", "progressive JPEG")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_JPEG = b"\xff\xd8\xff"
+_SIGNATURES = re.compile(_JPEG + rb"|\x89PNG|RIFF.{4}WEBP|GIF8|BM|II\*\x00|MM\x00\*", re.DOTALL)
+
+
+_MOST_SCANS, _MOST_READS, _MOST_SIDE = 100, 200_000, 1_000_000
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 class InputError(MlkitError):
@@ -51,13 +59,20 @@ def decode(
     "Return the picture as fastai would open it: first frame, EXIF orientation not applied; raise `InputError`."
     if not data:
         raise InputError("the file is empty", kind="empty")
+    if data.startswith(_JPEG) and _scans(data) > _MOST_SCANS:
+        raise InputError("the picture is coded in too many pieces", kind="damaged")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(_Counted(data), formats=FORMATS)
+        if image.format == "TIFF" and _tile(image) > max(4 * image.width * image.height, 1 << 20):
+            raise InputError("the picture's tiles are larger than the picture", kind="damaged")
         kind = "progressive JPEG" if image.info.get("progressive") else image.format
         most = max_megapixels / (2 if kind in _HUNGRY else 1)
         if image.width * image.height > most * 1e6:
             said = f"{image.width} × {image.height} pixels; at most {most:g} megapixels"
             raise InputError(f"the {kind} picture has {said} are taken", kind="too_large")
+        if max(image.size) > _MOST_SIDE:
+            said = f"the picture's longer side has {max(image.size)} pixels"
+            raise InputError(f"{said}; at most {_MOST_SIDE} are taken", kind="too_large")
         admit(image.width, image.height)
         image.load()
         return image if image.mode == color else image.convert(color)
@@ -67,12 +82,38 @@ def decode(
         limit = f"more than {max_megapixels:g} megapixels"
         raise InputError(f"the picture has {limit}", kind="too_large") from e
     except UnidentifiedImageError as e:
-        if data.startswith(_SIGNATURES):
+        if _SIGNATURES.match(data):
             raise InputError("the picture's header is damaged", kind="damaged") from e
         taken = ", ".join(FORMATS)
         raise InputError(f"no picture of a kind that is taken: {taken}", kind="unsupported") from e
     except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
         raise InputError("the picture is truncated or damaged", kind="damaged") from e
+
+
+class _Counted(io.BytesIO):
+    reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > _MOST_READS:  # a file of millions of empty pieces
+            raise OSError("too many pieces")
+        return super().read(size)
+
+
+def _scans(data: bytes) -> int:  # of a JPEG; twenty other pieces count as one
+    place, scans, pieces = 2, 0, 0
+    while pieces <= 21 * _MOST_SCANS and (marker := _MARKER.search(data, place)):
+        kind = data[marker.end() - 1]
+        if kind == 0xD9:
+            break
+        scans, pieces = scans + (kind == 0xDA), pieces + 1
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return max(scans, pieces // 20)
+
+
+def _tile(image: Image.Image) -> int:  # pixels of a TIFF's tile
+    sides = (image.tag_v2.get(tag, 0) for tag in (322, 323))
+    return math.prod(side if isinstance(side, int) else 0 for side in sides)
 
 # %% ../nbs/07_inference.ipynb #aae4400a
 _RESAMPLE = {m.name.lower(): m for m in Image.Resampling}
@@ -90,26 +131,17 @@ def to_square(
         scale = choose(w / to_w, h / to_h)
         cw, ch = int(scale * to_w), int(scale * to_h)
         left, top = int(0.5 * (w - cw)), int(0.5 * (h - ch))
-        image = image.crop((max(left, 0), max(top, 0), min(left + cw, w), min(top + ch, h)))
-        image = _pad(
-            image,
-            max(-left, 0),
-            max(-top, 0),
-            max(cw - w + left, 0),
-            max(ch - h + top, 0),
-            spec.pad_mode,
-        )
+        box = max(left, 0), max(top, 0), min(left + cw, w), min(top + ch, h)
+        if box != (0, 0, w, h):
+            image = image.crop(box)
+        rows = max(-top, 0), max(ch - h + top, 0)
+        columns = max(-left, 0), max(cw - w + left, 0)
+        if any((*rows, *columns)):
+            pixels, image = np.asarray(image), None  # one copy fewer of what may be large
+            sides = (rows, columns) + ((0, 0),) * (pixels.ndim - 2)
+            pixels = np.pad(pixels, sides, mode=_PAD[spec.pad_mode])
+            image = Image.fromarray(pixels)
     return image.resize(spec.size, _RESAMPLE[spec.interpolation])
-
-
-def _pad(
-    image: Image.Image, left: int, top: int, right: int, bottom: int, mode: str
-) -> Image.Image:
-    if not (left or top or right or bottom):
-        return image
-    pixels = np.asarray(image)
-    sides = ((top, bottom), (left, right)) + ((0, 0),) * (pixels.ndim - 2)
-    return Image.fromarray(np.pad(pixels, sides, mode=_PAD[mode]))
 
 # %% ../nbs/07_inference.ipynb #e28fb372
 def to_array(
@@ -185,7 +217,7 @@ class Predictor:
                 like = self.probe or _PLAIN
                 self.engine = open_engine(like.engine, graph, like.lanes)
             else:
-                blank = self.prepare(self.question())[None]
+                blank = self.prepare(self.question)[None]
                 self.engine, self.probe = choose(graph, blank, wanted=engine)
         except EngineError as e:
             raise BundleError(f"{self.folder}: {name}: {e}", [name]) from e
@@ -209,8 +241,10 @@ class Predictor:
                 raise Heavy
 
         try:
-            image = decode(data, spec.color, max_megapixels=self.max_megapixels, admit=admit)
-            return to_array(to_square(image, spec), spec)
+            most = self.max_megapixels
+            return to_array(
+                to_square(decode(data, spec.color, max_megapixels=most, admit=admit), spec), spec
+            )
         except InputError as e:
             e.index = index
             raise
@@ -262,7 +296,7 @@ class Predictor:
     def rehearse(self) -> None:
         "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently."
         if not self.manifest.golden:
-            self.probabilities(self.prepare(self.question())[None])
+            self.probabilities(self.prepare(self.question)[None])
         for golden in self.manifest.golden:
             data = read_file(self.folder, self.manifest, golden.file)
             row = self.probabilities(self.prepare(data)[None])[0]
@@ -272,8 +306,9 @@ class Predictor:
                 said = f"the answer to {golden.file} is off by {off:.2g}, {_OFF[self.precision]} is allowed"
                 raise BundleError(f"{self.folder}: {said}", [golden.file])
 
+    @cached_property
     def question(self) -> bytes:
-        "Return an input that this model can answer, as a caller would send it."
+        "An input that this model can answer, as a caller would send it; read once, for versions are removed."
         if self.manifest.golden:
             return read_file(self.folder, self.manifest, self.manifest.golden[0].file)
         return sample(self.manifest.input)

@@ -15,17 +15,20 @@ import logging.handlers
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -66,13 +69,21 @@ def _url(listener: socket.socket) -> str:
 
 # %% ../nbs/10_serve.ipynb #0d4c8a30
 _HEAD = 1 << 16  # bytes
+_FRAME = 16  # bytes around a chunk of a body
+_UNREAD = 10.0  # seconds that an answer may lie unread
+_BACKLOG = 1.0  # seconds for the request of one who was accepted at the very end
 
 
 class _Protocol(HttpToolsProtocol):
     header_seconds = 5.0
     timer: asyncio.TimerHandle | None = None
+    unread: asyncio.TimerHandle | None = None
     on_lost: Callable[[], None] | None = None  # set by whoever works for this connection
     head = 0
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     @property
     def whole(self) -> bool:
@@ -84,31 +95,73 @@ class _Protocol(HttpToolsProtocol):
         self._expect_head()
 
     def _expect_head(self) -> None:
-        self.head, self.timer = 0, self.loop.call_later(self.header_seconds, self._late)
+        self.timer = self.loop.call_later(self.header_seconds, self._late)
 
     def _late(self) -> None:
         self.timer = None
         self.transport.close()
+        self.loop.call_later(_UNREAD, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        self.head = 0
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # its body would be taken for the next request
+            return self.send_400_response("Upgrades are not taken.")
         self.timer = self.timer and self.timer.cancel()
         self.scope["state"]["connection"] = self
         super().on_headers_complete()
 
-    def data_received(self, data: bytes) -> None:
-        if self.timer is None and (self.cycle is None or self.cycle.response_complete):
+    def on_body(self, body: bytes) -> None:
+        self.head = max(0, self.head - len(body) - _FRAME)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.timer:  # a refused body came to its end: now the next head is waited for
+            self.timer.cancel()
             self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.timer is None and self.idle:
+            self._expect_head()
+        if self.idle and b"pgrade" in data:
+            data = _without_upgrade(data)
+        self.head += len(data)
         super().data_received(data)
-        if self.timer is not None and (self.cycle is None or self.cycle.response_complete):
-            self.head += len(data)
-            if self.head > _HEAD and not self.transport.is_closing():
-                self.send_400_response("The headers are too large.")
+        if self.head <= _HEAD or self.transport.is_closing():
+            return
+        if self.idle:
+            self.send_400_response("The headers are too large.")
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unread = self.unread or self.loop.call_later(_UNREAD, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self.unread = self.unread and self.unread.cancel()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self.cycle is None:  # accepted a moment ago, and not heard yet
+            self.loop.call_later(_BACKLOG, super().shutdown)
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer = self.timer and self.timer.cancel()
+        self.unread = self.unread and self.unread.cancel()
         super().connection_lost(exc)
         if self.on_lost:
             self.on_lost()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return re.sub(rb"(?i)\r\nupgrade:", b"\r\nx-upgrade:", head) + end + rest
 
 # %% ../nbs/10_serve.ipynb #f2c62c58
 class _Server(uvicorn.Server):
@@ -129,21 +182,59 @@ class _Server(uvicorn.Server):
             )
         )
         self.announce, self.drain = announce, settings.api.drain_seconds
-        self.host, self.ends_at = app.state.service.host, float("inf")
+        self.service, self.ends_at = app.state.service, float("inf")
+        self.failed: MlkitError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.announce()
+        try:
+            await self.service.loading
+        except MlkitError as e:
+            self.failed, self.should_exit = e, True
+        else:
+            self.announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = [caller for listener in sockets or [] for caller in _backlog(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for caller in waiting:
+            await loop.connect_accepted_socket(self._protocol, caller)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> _Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.host.draining:
+        if self.service.host.draining:
             self.should_exit = self.force_exit = True
-        self.host.draining = True
+        self.service.host.draining = True
         self.ends_at = time.monotonic() + (self.drain if sig == signal.SIGTERM else 0)
 
     async def on_tick(self, counter: int) -> bool:
         self.should_exit = self.should_exit or time.monotonic() > self.ends_at
         return await super().on_tick(counter)
+
+
+def _run(server: _Server, listener: socket.socket) -> None:
+    with _ignored(signal.SIGTERM, signal.SIGINT):
+        server.run(sockets=[listener])
+    if server.failed:
+        raise server.failed
+
+
+def _backlog(listener: socket.socket) -> list[socket.socket]:
+    listener.setblocking(False)
+    waiting = []
+    try:
+        while True:
+            waiting.append(listener.accept()[0])
+            waiting[-1].setblocking(False)
+    except OSError:  # nobody else
+        return waiting
 
 # %% ../nbs/10_serve.ipynb #c5d16fdc
 class _Line(logging.Formatter):
@@ -158,9 +249,8 @@ class _Line(logging.Formatter):
         when = time.strftime("%H:%M:%S", time.localtime(record.created))
         model = f" {said['model']}@{said['version']}" if said["version"] else ""
         batch = f", batch of {said['batch']}" if "batch" in said else ""
-        return (
-            f"{when} {said['status']} {said['method']} {said['path']}{model} {said['ms']} ms{batch}"
-        )
+        path = quote(said["path"])  # which may hold what moves a terminal's cursor
+        return f"{when} {said['status']} {said['method']} {path}{model} {said['ms']} ms{batch}"
 
 
 class _Queue(logging.handlers.QueueHandler):
@@ -189,6 +279,9 @@ def _log_to_stderr() -> None:
     listener.start()
     atexit.register(listener.stop)  # which writes what is waiting
     logging.raiseExceptions = False  # a full disk: no traceback for each line of the log
+    for name in ("uvicorn", "python_multipart"):  # a line for every malformed request
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # the same, for damaged pictures
 
 # %% ../nbs/10_serve.ipynb #13d82139
 @contextmanager
@@ -265,15 +358,14 @@ def _work(
         except (EOFError, OSError):  # a reset, when it had not read all
             os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        app = create_app(settings, models)
-    except MlkitError as e:
-        return pipe.send({"failed": str(e)})
     threading.Thread(target=orphaned, daemon=True).start()
     _log_to_stderr()
-    server = _Server(app, settings, lambda: pipe.send(_facts(app, settings)))
-    with _ignored(signal.SIGTERM, signal.SIGINT):
-        server.run(sockets=[listener])
+    try:
+        app = create_app(settings, models)
+        server = _Server(app, settings, lambda: pipe.send(_facts(app, settings)))
+        _run(server, listener)
+    except MlkitError as e:
+        pipe.send({"failed": str(e)})
     _leave_the_hanging()
 
 
@@ -283,6 +375,7 @@ class _Workers:
         self.spawn = multiprocessing.get_context("spawn")
         self.pipes: dict[Any, tuple[Connection, float]] = {}  # by process, with its birth
         self.ending, self.quick = 0.0, 0
+        self.due: list[float] = []  # when those are started that take the place of the dead
 
     def start(self) -> Connection:
         ours, theirs = self.spawn.Pipe()
@@ -323,21 +416,38 @@ class _Workers:
     def watch(self) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        while self.pipes:
+        while self.pipes or (self.due and not self.ending):
             wait([p.sentinel for p in self.pipes], timeout=0.5)
             if self.ending and time.monotonic() - self.ending > _GRACE:
                 self.end(signal.SIGKILL, None)
             for process in [p for p in self.pipes if not p.is_alive()]:
                 pipe, born = self.pipes.pop(process)
-                pipe.close()
                 mark_process_dead(process.pid)
-                if self.ending:
-                    continue
-                self.quick = self.quick + 1 if time.monotonic() - born < _YOUNG else 0
-                if self.quick > 5:
-                    raise ServeError("workers die as soon as they start; see the log")
-                _LOG.error("worker %s died; another starts", process.pid)
+                if not self.ending:
+                    self.mourn(process, _last_words(pipe), time.monotonic() - born)
+                pipe.close()
+            for moment in [t for t in self.due if t < time.monotonic() and not self.ending]:
+                self.due.remove(moment)
                 self.start()
+
+    def mourn(self, process: Any, words: str, age: float) -> None:
+        self.quick = self.quick + 1 if age < _YOUNG else 0
+        older = (time.monotonic() - born for _, born in self.pipes.values())
+        if self.quick > 5 and not any(age > _YOUNG for age in older):
+            raise ServeError(f"workers die as soon as they start: {words}")
+        pause = min(2**self.quick, 30) if self.quick > 1 else 0
+        _LOG.error("worker %s died (%s); another starts in %s s", process.pid, words, pause)
+        self.due.append(time.monotonic() + pause)
+
+
+def _last_words(pipe: Connection) -> str:
+    said: dict[str, Any] = {}
+    try:
+        while pipe.poll():
+            said = pipe.recv()
+    except (EOFError, OSError):
+        pass
+    return said.get("failed", "see the log")
 
 
 _LOG = logging.getLogger("mlkit.serve")
@@ -371,8 +481,7 @@ def serve(
                 return _Workers(settings, models, listener).run(lambda facts: announce(url, facts))
         app = create_app(settings, models)
         server = _Server(app, settings, lambda: announce(url, _facts(app, settings)))
-        with _ignored(signal.SIGTERM, signal.SIGINT):
-            server.run(sockets=[listener])
+        _run(server, listener)
     _leave_the_hanging()
 
 
@@ -391,9 +500,8 @@ def serving(
         try:
             while not accepting.wait(0.05):
                 if not thread.is_alive():
-                    raise ServeError(
-                        f"the server at {url} ended while it was starting; see the log"
-                    )
+                    said = f"the server at {url} ended while it was starting; see the log"
+                    raise server.failed or ServeError(said)
             yield url
         finally:
             server.should_exit = True

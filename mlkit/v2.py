@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .bundle import Manifest
-from .intake import PICTURE, Inputs, too_many, unbase64, unencoded
+from .intake import PICTURE, Inputs, complaint, too_many, unbase64, unencoded
 
 # %% ../nbs/10_v2.ipynb #82df5cbf
 LENGTH = "Inference-Header-Content-Length"
@@ -61,6 +61,10 @@ def header_length(
 ) -> int | None:
     "Return how many bytes of the body are JSON, None for all of them; raise 400 or 415."
     unencoded(request)
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if media.lower() not in ("", "application/json", "application/octet-stream"):
+        said = "send application/json, or application/octet-stream with tensors in binary"
+        raise HTTPException(415, f"media type {media[:80]!r} is not taken; {said}")
     text = request.headers.get(LENGTH)
     if text is not None and not (text.isascii() and text.isdigit() and len(text) < 12):
         raise HTTPException(400, f"{LENGTH} is {text[:20]!r}; it should be a number of bytes")
@@ -81,10 +85,11 @@ def parse(
     try:
         asked = InferRequest.model_validate(json.loads(text))
     except ValidationError as e:
-        place, said = ".".join(map(str, e.errors()[0]["loc"])) or "the body", e.errors()[0]["msg"]
-        raise HTTPException(422, f"{place[:80]}: {said}") from e
+        raise HTTPException(422, complaint(e)) from e
     except (ValueError, RecursionError) as e:
         raise HTTPException(400, "the body is no JSON that can be read") from e
+    if len({one.name for one in asked.outputs or []}) < len(asked.outputs or []):
+        raise HTTPException(422, "outputs: each may be asked for once")
     return asked, _pictures(asked, rest, limit)
 
 
@@ -95,7 +100,7 @@ def _pictures(asked: InferRequest, rest: bytes, limit: int) -> Inputs:
     if count > limit:
         raise too_many(limit)
     if tensor.data is None:
-        elements = _elements(rest, tensor.parameters.get("binary_data_size"))
+        elements = _elements(rest, tensor.parameters.get("binary_data_size"), count)
     else:
         elements = [unbase64(text, f"inputs.0.{i}") for i, text in enumerate(tensor.data)]
     if len(elements) != count:
@@ -104,12 +109,14 @@ def _pictures(asked: InferRequest, rest: bytes, limit: int) -> Inputs:
     return [(f"inputs.0.{i}", data) for i, data in enumerate(elements)]
 
 
-def _elements(rest: bytes, size: Any) -> list[bytes]:
+def _elements(rest: bytes, size: Any, most: int) -> list[bytes]:
+    if size is None:
+        raise HTTPException(422, "inputs.0: it has no data, in JSON or in binary")
     if type(size) is not int or size != len(rest):
         said = f"binary_data_size is {str(size)[:20]}, and {len(rest)} bytes follow the JSON"
         raise HTTPException(422, f"inputs.0: {said}")
     found, place = [], 0
-    while place < len(rest):
+    while place < len(rest) and len(found) <= most:
         end = place + 4
         if end <= len(rest):
             end += struct.unpack_from("<I", rest, place)[0]
@@ -118,7 +125,6 @@ def _elements(rest: bytes, size: Any) -> list[bytes]:
         found.append(rest[place + 4 : end])
         place = end
     return found
-
 
 # %% ../nbs/10_v2.ipynb #0b7518f7
 def metadata(
