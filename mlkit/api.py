@@ -464,6 +464,7 @@ def _request_body(limit: int, spec: ImageInput) -> dict[str, Any]:
     schema["properties"]["instances"]["maxItems"] = limit
     example = {"instances": [{"b64": base64.b64encode(sample(spec)).decode()}]}
     form_schema = {"type": "object", "required": ["file"], "properties": {"file": form}}
+    form_schema["additionalProperties"] = False
     content = {
         "multipart/form-data": {"schema": form_schema},
         "image/png": {"schema": file},
@@ -620,9 +621,7 @@ async def _predict(
     service: Service, request: Request, name: str | None, top_k: int | None
 ) -> Response:
     def parse(request: Request, manifest: Manifest) -> Callable[[bytes], Inputs]:
-        if top_k and top_k > len(manifest.vocab):
-            said = f"top_k = {top_k}: this model has {len(manifest.vocab)} labels"
-            raise HTTPException(422, said)
+
         media, boundary = media_type(request)
         return lambda body: inputs_of(body, media, boundary, service.api.max_inputs)
 
@@ -638,7 +637,7 @@ async def _predict(
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
-    TopK = Annotated[int | None, Query(ge=1, description="only the k likeliest labels")]
+    TopK = Annotated[int | None, Query(ge=1, le=10_000, description="only the k likeliest labels")]
     default, limit = service.host.default, service.api.max_inputs
     version = service.host.registry.resolve(default.ref)
     example = {"application/json": {"example": _answer_example(version)}}

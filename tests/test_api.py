@@ -428,6 +428,8 @@ def test_a_model_that_fails_is_live_but_not_ready(start: Callable, tmp_path: Pat
         assert http.get("/health/live").is_success
         said = problem(http.post("/v1/predict", files={"file": ("red.png", RED)}), 500)
         assert "finite" not in said
+        for path in ("/v1/predict?top_k=1", "/v1/models/color@1/predict?top_k=2"):
+            problem(http.post(path, files={"file": ("red.png", RED)}), 500)
         assert "not finite" in server.log.read_text()
 
 

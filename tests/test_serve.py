@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import SLOW, SOFTMAX, Server, connect, head, make_bundle, picture
+from conftest import SERVE, SLOW, SOFTMAX, Server, connect, head, make_bundle, picture
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -47,6 +48,13 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 
 def unready(server: Server) -> str:
     return httpx.get(f"{server.url}/health/ready", timeout=60).text
+
+
+def is_alive(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/health/live", timeout=60).is_success
+    except httpx.ConnectError:
+        return False
 
 
 def is_ready(server: Server) -> bool:
@@ -104,6 +112,68 @@ def test_slow_and_endless_headers_are_cut_off(start: Callable) -> None:
             assert sock.recv(1) == b""
 
 
+def test_trailers_without_end_are_cut_off(start: Callable) -> None:
+    with start() as server:
+        for line in (b"X-n: a\r\n" * 2000, b"x" * 16_000):
+            with connect(server) as sock:
+                sock.sendall(head("/v1/predict", "Transfer-Encoding: chunked"))
+                sock.sendall(b"5\r\nhello\r\n0\r\n" + (b"" if b"\n" in line else b"X: "))
+                with pytest.raises(OSError):
+                    for _ in range(10_000):
+                        sock.sendall(line)
+        assert ask(server).is_success
+
+
+def test_the_rest_of_a_refused_body_is_no_head(server: Server) -> None:
+    with connect(server) as sock:
+        kind = "Content-Type: image/png"
+        sock.sendall(head("/v1/models/none/predict", kind, "Content-Length: 300000"))
+        answers = sock.recv(65536)
+        for _ in range(30):
+            sock.sendall(bytes(10_000))
+            time.sleep(0.01)
+        sock.sendall(head("/health/live", "Connection: close", method="GET"))
+        while block := sock.recv(65536):
+            answers += block
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
+
+
+def test_heads_that_clients_and_crooks_send(server: Server) -> None:
+    size, kind = f"Content-Length: {len(RED)}", "Content-Type: image/png"
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEA")
+    cases = [
+        (head("/v1/predict", *upgrade, kind, size) + RED, b"200"),  # Java's own client
+        (head("/v1/predict", kind, "Content-Length: " + "0" * 5000 + "9"), b"413"),
+        (head("/health/live", "Host: evil.example", method="GET"), b"400"),
+        (b"GET /health/live HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /health/live HTTP/1.1\r\n\r\n", b"400"),
+        (
+            head("/v1/predict", kind, size, "Content-Encoding: identity", "Content-Encoding: gzip"),
+            b"415",
+        ),
+        (
+            head("/v2/models/color/infer", "Content-Type: text/plain", "Content-Length: 2") + b"{}",
+            b"415",
+        ),
+    ]
+    for sent, status in cases:
+        with connect(server) as sock:
+            sock.sendall(sent)
+            assert sock.recv(65536).split()[1] == status, sent[:200]
+
+
+def test_who_does_not_read_is_not_waited_for(start: Callable) -> None:
+    program = "import mlkit.serve; mlkit.serve._UNREAD = 1\n" + SERVE
+    with start(program=program) as server, connect(server) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(head("/openapi.json", method="GET") * 200)
+        until(lambda: metric(server, "mlkit_in_flight") == 1)  # the one that asks for the metrics
+        with pytest.raises(OSError):
+            while sock.recv(65536):
+                pass
+            raise OSError("or an end in the middle")
+
+
 # ---------------------------------------------------------------- crowds
 
 
@@ -129,6 +199,9 @@ def test_bodies_have_a_budget_together(start: Callable) -> None:
     with start("api.queue_mb=1") as server:
         with connect(server) as holds:
             holds.sendall(head("/v1/predict", "Content-Type: image/png", "Content-Length: 900000"))
+            until(lambda: metric(server, "mlkit_in_flight") > 1)
+            assert ask(server, large).is_success  # a word holds nothing
+            holds.sendall(bytes(800_000))
             until(lambda: ask(server, large).status_code == 503)
             assert "MiB of requests are held" in ask(server, large).json()["detail"]
             assert ask(server).is_success  # there is room for a small one
@@ -172,11 +245,52 @@ def test_a_stuck_engine_is_told_of_and_replaced(start: Callable, model_of: Calla
     settings = ("api.predict_seconds=1", "api.watch_seconds=2", "api.engine=onnxruntime")
     with start(*settings, root=model_of(slow(2_000_000_000)).root) as server:
         assert ask(server).status_code == 504
-        until(lambda: "hangs in a forward pass" in unready(server))
+        until(lambda: "hangs since" in unready(server))
         until(lambda: is_ready(server))
         assert ask(server, LIME).json()["predictions"][0]["label"] == "green"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(25) == 0
+
+
+HANGS = """
+import time
+from mlkit.inference import Predictor
+prepare = Predictor.prepare
+def hang(self, data, **how):
+    return time.sleep(100) if data.endswith(b"hang") else prepare(self, data, **how)
+Predictor.prepare = hang
+"""
+
+
+def test_a_reading_that_hangs_is_told_of_and_left_behind(start: Callable) -> None:
+    settings = ("api.predict_seconds=1", "api.watch_seconds=0.5")
+    with start(*settings, program=HANGS + SERVE) as server:
+        with ThreadPoolExecutor(8) as pool:
+            kinds = set(pool.map(lambda _: ask(server, RED + b"hang").status_code, range(8)))
+        assert kinds <= {503, 504}
+        until(lambda: "replaced" in unready(server) or is_ready(server))
+        until(lambda: ask(server, LIME).is_success)
+        assert "hangs; it is loaded anew" in server.log.read_text()
+
+
+def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
+    slowly = "import time, mlkit.host as h; load = h._Keeper.load\n"
+    slowly += "h._Keeper.load = lambda *a: time.sleep(3) or load(*a)\n"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", slowly + SERVE, f"paths.models={models}", f"api.port={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Server(f"http://127.0.0.1:{port}", process, tmp_path)
+    try:
+        with Client(server.url) as client:
+            until(lambda: is_alive(server))
+            assert "color is being loaded" in unready(server)
+            client.wait_ready()
+            assert client.predict(RED)[0]["label"] == "red"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 # ---------------------------------------------------------------- versions
@@ -214,6 +328,24 @@ def test_a_version_that_cannot_be_taken_in_is_named(start: Callable, model_of: C
         assert metric(server, 'mlkit_swaps_total{model="color",outcome="refused"}') == 1
         assert "color@2 was not taken in" in server.log.read_text()
     assert {(r.status_code, r.json()["version"]) for r in said} == {(200, 1)}
+
+
+def test_a_version_that_is_asked_for_is_the_one_that_answers(
+    start: Callable, model_of: Callable
+) -> None:
+    registry = model_of(SOFTMAX)
+    second = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
+    with start("api.watch_seconds=0.1", root=registry.root) as server, connect(server) as sock:
+        size = f"Content-Length: {len(RED)}"
+        sock.sendall(head("/v1/models/color@1/predict", "Content-Type: image/png", size))
+        until(lambda: metric(server, "mlkit_in_flight") > 1)
+        registry.promote(second.ref)
+        until(lambda: ask(server).json()["version"] == 2)
+        sock.sendall(RED)
+        answer = b""
+        while b"request_id" not in answer:
+            answer += sock.recv(65536)
+        assert b" 404 " in answer and b"color is now color@2" in answer
 
 
 def test_models_are_loaded_when_asked_for_within_the_memory(
@@ -256,6 +388,29 @@ def test_a_server_that_ends_answers_all_it_accepted(workers: int, start: Callabl
         assert server.process.wait(20) == 0
         assert {getattr(r, "status_code", r) for r in said} == {200}
         assert "Traceback" not in server.log.read_text()
+
+
+def test_nobody_is_left_standing_at_the_door(start: Callable) -> None:
+    with start() as server:
+        said, ended = [], threading.Event()
+
+        def keep_asking() -> None:
+            while not ended.is_set():
+                try:
+                    said.append(httpx.get(f"{server.url}/health/live", timeout=60).status_code)
+                except httpx.ConnectError:  # refused, not reset
+                    return
+                except Exception as e:
+                    said.append(e)
+
+        with ThreadPoolExecutor(24) as pool:
+            for _ in range(24):
+                pool.submit(keep_asking)
+            until(lambda: len(said) > 100)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(20)
+            ended.set()
+    assert Counter(map(str, said)).keys() == {"200"}
 
 
 def test_a_connection_that_is_kept_is_closed_in_time(start: Callable) -> None:
@@ -314,6 +469,25 @@ def test_a_killed_worker_is_replaced_and_counted_on(start: Callable) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_workers_that_cannot_start_do_not_end_those_that_serve(
+    start: Callable, model_of: Callable
+) -> None:
+    registry = model_of(SOFTMAX)
+    bad = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
+    with start("api.processes=2", "api.watch_seconds=0.2", root=registry.root) as server:
+        until(lambda: metric(server, "mlkit_ready") == 2)
+        registry.promote(bad.ref)
+        registry.rollback("color")
+        graph = bad.path / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+        pointer = registry.root / "color" / "production.json"
+        pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"current": 2}))
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)
+        until(lambda: server.log.read_text().count("model.onnx was altered") >= 2)
+        assert ask(server).json()["version"] == 1 and server.process.poll() is None
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
 def test_workers_do_not_outlive_their_parent(start: Callable) -> None:
     with start("api.processes=2") as server:
         until(lambda: metric(server, "mlkit_ready") == 2)
@@ -336,7 +510,8 @@ def test_keys(start: Callable, tmp_path: Path) -> None:
             assert wrong.status_code == 403 and KEY not in wrong.text
         for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
             assert httpx.get(f"{server.url}/v1/models", headers=headers).is_success
-        assert is_ready(server) and httpx.get(f"{server.url}/health/live").is_success
+        for path in ("/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"):
+            assert httpx.get(server.url + path).is_success
         with Client(server.url, key=KEY) as client:
             assert client.predict([RED, LIME])[1]["label"] == "green"
         with Client(server.url) as client, pytest.raises(ApiError, match="a key is needed"):
@@ -372,6 +547,8 @@ def test_pages_of_named_origins_may_call(
             assert r.status_code == status and r.headers[allowed] == mine["origin"]
         evil = {"origin": "https://evil.example"}
         assert allowed not in httpx.get(f"{other.url}/health/live", headers=evil).headers
+        r = httpx.options(address, headers=evil | asked)
+        assert r.headers["content-type"] == "application/problem+json" and r.status_code == 400
 
 
 def test_names_and_docs(server: Server, start: Callable) -> None:
@@ -399,8 +576,6 @@ socket.socket.connect = socket.socket.connect_ex = trap
 
 
 def test_it_opens_no_pickle_and_calls_nobody(models: Path, start: Callable, server: Server) -> None:
-    from conftest import SERVE
-
     with start(program=TRAPS + SERVE) as trapped:
         evil = b"cos\nsystem\n(S'true'\ntR."
         for data, status in ((RED, 200), (evil, 415), (b"\x80\x04\x95" + evil, 415)):
@@ -486,6 +661,16 @@ def test_the_clients_of_the_open_inference_protocol(server: Server) -> None:
     wrong.set_data_from_numpy(np.array([b"text"], dtype=object))
     with pytest.raises(InferenceServerException, match="no picture of a kind"):
         client.infer("color", [wrong])
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    for inputs, more in (
+        ([tensor | {"name": "\ud800", "data": ["eA=="]}], {}),
+        ([tensor | {"parameters": {"binary_data_size": "\ud800"}}], {}),
+        ([tensor | {"data": ["eA=="]}], {"outputs": [{"name": "label"}] * 2}),
+        ([tensor], {}),
+    ):
+        body = json.dumps({"inputs": inputs} | more)
+        r = httpx.post(f"{server.url}/v2/models/color/infer", content=body)
+        assert r.status_code == 422 and r.headers["content-type"] == "application/problem+json"
     with pytest.raises(InferenceServerException, match="no model 'shape'"):
         client.get_model_metadata("shape")
     client.close()
