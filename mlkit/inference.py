@@ -137,11 +137,30 @@ def to_square(
         rows = max(-top, 0), max(ch - h + top, 0)
         columns = max(-left, 0), max(cw - w + left, 0)
         if any((*rows, *columns)):
-            pixels, image = np.asarray(image), None  # one copy fewer of what may be large
-            sides = (rows, columns) + ((0, 0),) * (pixels.ndim - 2)
-            pixels = np.pad(pixels, sides, mode=_PAD[spec.pad_mode])
-            image = Image.fromarray(pixels)
+            image = _pad(image, rows, columns, _PAD[spec.pad_mode])
     return image.resize(spec.size, _RESAMPLE[spec.interpolation])
+
+
+def _pad(
+    image: Image.Image, rows: tuple[int, int], columns: tuple[int, int], mode: str
+) -> Image.Image:
+    # as np.pad would, but in strips: the picture may be large
+    width, height = image.size
+    out = Image.new(image.mode, (sum(columns) + width, sum(rows) + height))
+    out.paste(image, (columns[0], rows[0]))
+    if mode == "constant":
+        return out
+    for axis, sides, length in ((0, rows, height), (1, columns, width)):
+        source = np.pad(np.arange(length), sides, mode=mode) + sides[0]
+        for begin, end in ((0, sides[0]), (sides[0] + length, sum(sides) + length)):
+            if begin == end:
+                continue
+            lines, first = source[begin:end], source[begin:end].min()
+            last = lines.max() + 1
+            box = (0, first, out.width, last) if axis == 0 else (first, 0, last, out.height)
+            strip = np.take(np.asarray(out.crop(box)), lines - first, axis)
+            out.paste(Image.fromarray(strip), (0, begin) if axis == 0 else (begin, 0))
+    return out
 
 # %% ../nbs/07_inference.ipynb #e28fb372
 def to_array(

@@ -34,7 +34,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .api import Envelope, create_app
-from .config import MlkitError, Settings
+from .config import MlkitError, Settings, keep_freed_blocks
 from .host import ServeError
 
 # %% ../nbs/10_serve.ipynb #de5899d2
@@ -220,6 +220,7 @@ class _Server(uvicorn.Server):
 
 
 def _run(server: _Server, listener: socket.socket) -> None:
+    keep_freed_blocks(4 << 20)  # what large pictures took is given back
     with _ignored(signal.SIGTERM, signal.SIGINT):
         server.run(sockets=[listener])
     if server.failed:

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TrainError', 'TrainInterrupted', 'KeepBest', 'Diary', 'Continue', 'read_checkpoint', 'find_lr', 'choose_precision',
-           'keep_freed_memory', 'Fit', 'fit']
+           'Fit', 'fit']
 
 # %% ../nbs/04_train.ipynb #ac8781f0
-import ctypes
 import math
 import sys
 import time
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
-from .config import MlkitError, Settings, TrainSettings
+from .config import MlkitError, Settings, TrainSettings, keep_freed_blocks
 from .model import local_path
 from .runs import Run
 
@@ -287,19 +286,6 @@ def choose_precision(
         "fp32" if not cuda else "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     )
 
-
-def keep_freed_memory() -> bool:
-    "Tell glibc to keep freed blocks up to 1 GiB for this process; return whether it is glibc and agreed."
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        return all(
-            libc.mallopt(option, 1 << 30) for option in (-3, -1)
-        )  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    except (OSError, AttributeError):  # musl
-        return False
-
 # %% ../nbs/04_train.ipynb #52203a53
 @dataclass(frozen=True)
 class Fit:
@@ -326,7 +312,7 @@ def fit(
     "Train `learn` in place to its best weights; raise `TrainError`, or `TrainInterrupted` on Ctrl-C."
     options = settings.train
     precision = choose_precision(options.precision)
-    keep_freed_memory()
+    keep_freed_blocks(1 << 30)
     began = time.monotonic()
     set_seed(options.seed)
     state = None

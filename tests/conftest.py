@@ -87,6 +87,7 @@ def make_bundle(
     folder: Path,  # to be made
     body: str = SOFTMAX,  # from `mean`, inputs × 3, to `p`
     name: str = "color",
+    resize: str = "squish",
 ) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     graph = folder.with_suffix(".onnx")
@@ -96,7 +97,7 @@ def make_bundle(
         created="2026-01-01T00:00:00Z",
         task="image-classification",
         vocab=("red", "green", "blue"),
-        input=ImageInput(size=(8, 8), resize="squish"),
+        input=ImageInput(size=(8, 8), resize=resize),
         arch="mean",
         metrics={"accuracy": 1.0},
         lineage={"seed": 42},
