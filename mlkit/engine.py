@@ -403,7 +403,8 @@ class Batcher:
             self._count()
 
     def _count(self, *finished: _Job) -> None:  # with the lock
-        light = sum(len(job.inputs) - job.slow for job in finished)
+        whole = [job for job in finished if job.batch and not job.error]  # computed, not refused
+        light = sum(len(job.inputs) - job.slow for job in whole)
         self.slow -= sum(job.slow for job in finished)
         self.pending -= sum(len(job.inputs) for job in finished)
         self._finished += light
