@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -209,6 +210,8 @@ def main() -> None:
         sys.exit(
             f"no photographs in {args.photographs}; give a folder of classes: --photographs FOLDER"
         )
+    if not find_spec("litserve"):
+        sys.exit("LitServe is not installed here: .venv/bin/pip install litserve")
     CACHE.mkdir(parents=True, exist_ok=True)
     learner = args.learner or trained(args.photographs, args.arch, args.weights)
     files = sorted(args.photographs.rglob("*.jpg"))
