@@ -256,7 +256,7 @@ def _largest_batch(engine: Engine, rates: dict[int, float], top: float) -> int:
         return min(size for size, rate in rates.items() if rate > 0.97 * top)
     if rates.get(4, 0.0) < 0.9 * rates[1]:
         return 1
-    return max(1, min(8, int(0.25 * rates[4] / engine.lanes)))
+    return max(1, min(8, int(0.125 * rates[4] / engine.lanes)))
 
 # %% ../nbs/07_engine.ipynb #57208da0
 class Busy(MlkitError):
