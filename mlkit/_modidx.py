@@ -470,6 +470,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlkit.main._now': ('main.html#_now', 'mlkit/main.py'),
                             'mlkit.main._pipeline_on_kaggle': ('main.html#_pipeline_on_kaggle', 'mlkit/main.py'),
                             'mlkit.main._print_json': ('main.html#_print_json', 'mlkit/main.py'),
+                            'mlkit.main._recorded': ('main.html#_recorded', 'mlkit/main.py'),
                             'mlkit.main._registry': ('main.html#_registry', 'mlkit/main.py'),
                             'mlkit.main._say': ('main.html#_say', 'mlkit/main.py'),
                             'mlkit.main._settings_for': ('main.html#_settings_for', 'mlkit/main.py'),

@@ -598,6 +598,7 @@ def fit(
     last = Continue(path, best, diary, until=until, batch=batch)
     last.lr = options.lr
     if options.resume:
+        run.log("resume", checkpoint=options.resume)
         last.take(read_checkpoint(local_path(options.resume, settings), options.epochs))
     if not terminal:
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
