@@ -511,7 +511,10 @@ def head_learner(
             i for _ in range(options.head_epochs) for i in draw(range(len(targets)))
         ],
     }
-    size, device = learn.dls.train.bs, learn.dls.device
+    size, device = (
+        4 * learn.dls.train.bs,
+        learn.dls.device,
+    )  # a step costs the optimizer more than the head
     kept = (
         Kept(learn.dls.train_ds, train, targets),
         Kept(learn.dls.valid_ds, valid, targets_of(learn.dls.valid_ds)),
