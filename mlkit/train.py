@@ -216,7 +216,7 @@ class Continue(TrackerCallback):
                 k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kept.items()
             }
         smooth = self.recorder.smooth_loss
-        smooth.count, smooth.val = state["smooth"]
+        smooth.count, smooth.val = state["smooth"][0], torch.tensor(state["smooth"][1])
         if state["average"]:
             self.learn.average.mean = [mean.to(device) for mean in state["average"]]
 
@@ -227,7 +227,7 @@ class Continue(TrackerCallback):
         smooth, average = self.recorder.smooth_loss, getattr(self.learn, "average", None)
         self.keep(
             optimizer=[dict(self.opt.state[p]) for p, *_ in self.opt.all_params()],
-            smooth=(smooth.count, smooth.val),
+            smooth=(smooth.count, float(smooth.val)),
             average=average and average.mean,
         )
         longest = max(r["seconds"] for r in self.diary.rows)

@@ -48,8 +48,7 @@ for name in ("mlkit", "mlkit.model", "mlkit.train", "mlkit.cache"):
 import numpy as np
 from fastai.learner import load_learner
 learn = load_learner(sys.argv[1])
-with learn.no_bar():
-    answers = learn.get_preds(dl=learn.dls.test_dl(sys.stdin.read().split()))[0].numpy()
+answers = learn.get_preds(dl=learn.dls.test_dl(sys.stdin.read().split()))[0].numpy()
 print(np.abs(answers - np.load("answers.npy")).max())
 """
 
