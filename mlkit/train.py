@@ -202,6 +202,7 @@ class Continue(TrackerCallback):
         for row in state["history"][len(self.diary.rows) :]:
             self.diary.rows.append(row)
             self.diary.record.log("epoch", **row)
+        _save(state, self.path)
         if state["best_epoch"]:
             _save(state["best_model"] or state["model"], self.best.path)
 
@@ -609,14 +610,13 @@ def fit(
     if precision != "fp32":
         learn.to_bf16() if precision == "bf16" else learn.to_fp16()
     plan = _Plan(learn, settings, run, precision, best, diary, last, batch)
-    own = learn.loss_func
     try:
         with on_pixels(learn, settings):
             plan.carry_out()
     except KeyboardInterrupt as e:
         raise TrainInterrupted(_how_to_go_on(best, run)) from e
     finally:
-        learn.loss_func = own
+        learn.loss_func = plan.own_loss
         learn.to_fp32()
         learn.model.to(memory_format=torch.contiguous_format)
     if plan.nan.error:
@@ -666,7 +666,7 @@ class _Plan:
     step: int  # examples between two steps of the optimizer
 
     def __post_init__(self) -> None:
-        self.nan = StopAtNaN()
+        self.nan, self.own_loss = StopAtNaN(), self.learn.loss_func
         model = self.settings.model
         self.pretrained = bool(model.pretrained or model.weights)
 
@@ -678,7 +678,7 @@ class _Plan:
             except RuntimeError as e:
                 if not is_out_of_memory(e):
                     raise
-                said = str(e).splitlines()[0]
+                said = str(e).partition("\n")[0]
             self._halve(said)
 
     def _halve(self, said: str) -> None:
@@ -693,7 +693,7 @@ class _Plan:
         print(f"memory is too little ({said}): {how}", file=sys.stderr, flush=True)
         self.run.log("memory", batch=batch, step=step, said=said)
         self.learn.model.zero_grad()
-        self.learn.opt = None
+        self.learn.opt, self.learn.loss_func = None, self.own_loss
         state = torch.load(self.last.path, map_location="cpu", weights_only=True)
         self.last.take(state | {"batch": batch})
 
@@ -743,7 +743,7 @@ class _Plan:
         self.best.skipped = self.diary.skipped = done
         self.last.phase = phase
         cbs = [Chance(options.seed, phase), BnFreeze(), self.nan, self.diary, self.best, self.last]
-        cbs.append(TrainingLoss(training_loss(self.learn, options), self.learn.loss_func))
+        cbs.append(TrainingLoss(training_loss(self.learn, options), self.own_loss))
         cbs += [ChannelsLast()] if options.channels_last and learn is self.learn else []
         cbs += [MixUp(options.mixup)] if options.mixup and whole else []
         cbs += [Average(options.ema)] if options.ema and whole else []
