@@ -119,7 +119,6 @@ def _elements(rest: bytes, size: Any) -> list[bytes]:
         place = end
     return found
 
-
 # %% ../nbs/10_v2.ipynb #0b7518f7
 def metadata(
     name: str,

@@ -31,6 +31,8 @@ ROOMS = {
     "model": {"config", "preprocess"},
     "train": {"config", "runs", "model"},
     "evaluate": {"config", "preprocess"},
+    "doubts": {"preprocess", "evaluate"},
+    "report": {"preprocess", "evaluate", "doubts"},
     "bundle": {"config"},
     "engine": {"config"},
     "inference": {"config", "bundle", "engine"},
