@@ -29,7 +29,8 @@ _BINS, _RESAMPLES = 10, 1000
 def _wilson(right: Any, count: Any) -> tuple[Any, Any]:
     z2, count = 1.959964**2, np.maximum(count, 1e-9)  # of nothing, 0 to 1
     middle, half = right + z2 / 2, np.sqrt(z2 * (right * (1 - right / count) + z2 / 4))
-    return (middle - half) / (count + z2), (middle + half) / (count + z2)
+    low, high = ((middle + way * half) / (count + z2) for way in (-1, 1))
+    return np.minimum(low, right / count), np.maximum(high, right / count)  # but for rounding
 
 
 def _count(what: np.ndarray, kinds: int, weights: np.ndarray | None = None) -> np.ndarray:
