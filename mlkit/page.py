@@ -153,8 +153,9 @@ async function show(file) {
 }
 
 async function answer(card, file) {
+  if (!current()) await look()  // dropped before the page had heard of a model
   const part = s => card.querySelector(s), name = current()?.name
-  if (!name) return tell(part(".wrong"), $("trouble").textContent)
+  if (!name) return tell(part(".wrong"), $("trouble").textContent || "no model is served here yet")
   let said
   try { said = await predict(name, [file]) } catch (e) { return tell(part(".wrong"), e.message) }
   const one = said.predictions[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SOFTMAX, Server, make_bundle
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ["--disable-quic", "--disable-background-networking", "--disable-component-update"]
@@ -119,6 +119,24 @@ def test_what_is_refused_says_why(server: Server, open_page: Callable, tmp_path:
     expect(told).to_contain_text("request ")
     drop(page, png(tmp_path / "a.png"))
     expect(page.locator("article h2").first).to_have_text("red, 57.6 %")
+
+
+def test_a_drop_may_come_before_the_models(
+    server: Server, open_page: Callable, tmp_path: Path
+) -> None:
+    page = open_page(server)
+    asked: list[Route] = []
+
+    def hold(route: Route) -> None:
+        asked.append(route)
+        if len(asked) > 1:
+            for one in asked:
+                one.continue_()
+
+    page.route("**/v1/models", hold)
+    page.reload()
+    drop(page, png(tmp_path / "a.png"))
+    expect(page.locator("article h2")).to_have_text("red, 57.6 %")
 
 
 def test_what_mattered_is_where_it_is(server: Server, open_page: Callable, tmp_path: Path) -> None:
