@@ -83,6 +83,9 @@ class DataSettings(_Section):
     )
     augment: bool = Field(True, description="small random rotations, zooms and changes of light")
     flip: bool = Field(True, description="mirror left and right as well; wrong for digits and text")
+    cache_gb: float = Field(
+        20, ge=0, description="for pictures kept at the model's size, GB on disk; 0 = no cache"
+    )
 
 
 class ModelSettings(_Section):
@@ -106,13 +109,37 @@ class TrainSettings(_Section):
     "The fit, and what is made of it."
 
     epochs: int = Field(
-        5, ge=1, le=10_000, description="passes over the training data, all phases together"
+        4, ge=1, le=10_000, description="passes over the training data, all phases together"
     )
     lr: float = Field(0.0, ge=0, le=10, description="learning rate of the head; 0 = found")
     body_lr: float = Field(
         0.33, gt=0, le=1, description="pretrained body's learning rate as a share of the head's"
     )
+    head_epochs: int = Field(
+        10, ge=0, description="passes of a new head over kept features, all in epoch 1; 0 = none"
+    )
+    views: int = Field(
+        1, ge=1, le=100, description="augmented views of a training picture among those features"
+    )
+    freeze: Literal["early", "none"] = Field(
+        "early", description="early = the first layers of a pretrained body stay as they are"
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="decoupled weight decay")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of a label spread over all classes, in training alone"
+    )
+    mixup: float = Field(
+        0, ge=0, le=10, description="how much training pictures are blended (alpha); 0 = not"
+    )
+    ema: float = Field(
+        0, ge=0, lt=1, description="decay of a moving average of the weights, a step; 0 = none"
+    )
+    balance: Literal["none", "weights", "oversample"] = Field(
+        "none", description="rare classes: weigh more in the loss, or are drawn more often"
+    )
+    channels_last: bool = Field(
+        True, description="weights with the channels last in memory: faster on most devices"
+    )
     patience: int = Field(
         3, ge=1, description="epochs without a better validation loss before it stops"
     )

@@ -376,15 +376,46 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the picture, pixels.")] = None,
     weights: Weights = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A run that was stopped or killed: go on as it was set."),
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
     "The same without promotion: production stays as it is."
-    settings = _load(
-        set_, source=data, name=name, arch=arch, epochs=epochs, size=size, weights=weights
-    )
+    given = {
+        "data.source": data,
+        "model.name": name,
+        "model.arch": arch,
+        "train.epochs": epochs,
+        "data.size": size,
+        "model.weights": weights,
+    }
+    given = {k: v for k, v in given.items() if v is not None}
+    settings = _load(set_, **(_recorded(resume, set_) | given if resume else given))
     _train(data, name, settings, json_, promote=False)
+
+
+def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
+    "Return what a run was told, and its checkpoint; `word` is its id, its folder or the checkpoint."
+    from mlkit.config import MlkitError
+
+    root = _load(assignments).paths.runs
+    found = next((p for p in (root / word, Path(word)) if p.exists()), None)
+    if found is None:
+        raise MlkitError(f"there is no run {word!r} in {root}; `mlkit runs` lists those there are")
+    checkpoint = found / "checkpoints/last.pth" if found.is_dir() else found
+    if not checkpoint.is_file():
+        raise MlkitError(
+            f"{found} has no {checkpoint.relative_to(found)}: its fit has ended, or never began"
+        )
+    told = checkpoint.absolute().parents[1] / "settings.json"
+    record = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    changed = {a.partition("=")[0].strip() for a in assignments or []}
+    keys = {f"{s}.{k}": v for s in ("data", "model", "train") for k, v in record.get(s, {}).items()}
+    return {k: v for k, v in keys.items() if k not in changed} | {"train.resume": checkpoint}
 
 
 def _train(
