@@ -86,6 +86,7 @@ class ModelInfo(BaseModel):
     parity: dict[str, Any] = Field(description="how far it is from the Learner that it was made of")
     precision: str | None = Field(description="fp32, or int8; None when it is not loaded")
     int8: dict[str, Any] | None = Field(description="what int8 cost when it was tried at export")
+    temperature: float | None = Field(description="of its answers; None = the Learner's own")
     engine: dict[str, Any] | None = Field(
         description="what computes it, largest batch, and inputs a second by engine and batch, measured at load"
     )
@@ -526,6 +527,7 @@ def _info(service: Service, slot: Slot) -> ModelInfo:
         parity=manifest.parity.model_dump(),
         precision=served and served.predictor.precision,
         int8=manifest.int8 and manifest.int8.model_dump(),
+        temperature=manifest.temperature if service.host.api.calibrated else None,
         engine=probe and dict(vars(probe)),
         lineage={k: manifest.lineage[k] for k in _LINEAGE if k in manifest.lineage},
         **manifest.model_dump(include={"task", "arch", "created", "metrics"}),

@@ -110,6 +110,9 @@ class Manifest(_Part):
     parity: Parity
     int8: Int8 | None = Field(None, description="None: was not tried")
     golden: tuple[Golden, ...] = ()
+    temperature: float | None = Field(
+        None, gt=0, description="T of `log p / T`, fitted on held-out examples; not applied unasked"
+    )
     lineage: dict[str, Any] = Field(
         description="data fingerprint, settings, seed, versions, commit, duration, place"
     )

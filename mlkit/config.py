@@ -153,6 +153,12 @@ class TrainSettings(_Section):
     calibration: int = Field(
         128, ge=0, description="training examples that choose the scales of int8; 0 = no int8"
     )
+    tta: int = Field(
+        0, ge=0, le=64, description="passes of test-time augmentation in the report; 0 = none"
+    )
+    trackers: str = Field(
+        "", description="tensorboard, mlflow, wandb, comma-separated; empty = the run's files alone"
+    )
     resume: Path | None = Field(
         None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
     )
@@ -187,6 +193,9 @@ class ApiSettings(_Section):
     processes: int = Field(1, ge=1, le=256, description="worker processes; each holds the models")
     precision: Literal["auto", "fp32", "int8"] = Field(
         "fp32", description="fp32 answers as the Learner; auto = int8 where export kept it"
+    )
+    calibrated: bool = Field(
+        False, description="confidences at the temperature in the bundle; false = the Learner's own"
     )
     engine: Literal["auto", "onnxruntime", "openvino", "cuda"] = Field(
         "auto", description="auto = the fastest here, measured at load"

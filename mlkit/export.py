@@ -258,6 +258,7 @@ def export(
     examples: Sequence[Path]
     | None = None,  # for the parity check; at most 512 validation examples when None
     calibration: int = 128,  # training examples that choose the scales of int8; 0 = no int8
+    temperature: float | None = None,  # from `Evaluation.temperature`
 ) -> Path:
     "Write the bundle of `learn` atomically and return it; raise `ExportError` when it cannot answer as `learn` does."
     spec = input_spec(learn)
@@ -276,6 +277,7 @@ def export(
             "arch": arch,
             "metrics": metrics,
             "parity": _DRAFT,
+            "temperature": temperature,
             "lineage": lineage,
         }
         graphs = {GRAPHS["fp32"]: files[GRAPHS["fp32"]]}

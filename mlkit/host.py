@@ -268,6 +268,7 @@ class _Keeper:
             max_megapixels=self.api.max_megapixels,
             precision=self.api.precision,
             engine=like.predictor.probe if like else self.api.engine,
+            calibrated=self.api.calibrated,
         )
         batcher = Batcher(
             predictor.prepare,

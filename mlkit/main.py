@@ -13,6 +13,7 @@ __all__ = ['app', 'models_app', 'Set', 'Json', 'Debug', 'Name', 'On', 'Accelerat
 import csv
 import functools
 import json
+import shlex
 import shutil
 import sys
 import warnings
@@ -61,31 +62,46 @@ def judge(
     parts: "Split",  # on what
     settings: "Settings",  # all of them
     run: "Run",  # the report goes to report/
+    *,
+    tell: Callable[[str, Any], None] = lambda stage, result: (
+        None
+    ),  # called with the evaluation and with the report
 ) -> "Evaluation":
     "Evaluate `learn`, write the report, and return the evaluation."
-    from mlkit.evaluate import evaluate, write_report
+    from mlkit.evaluate import evaluate
+    from mlkit.report import Report
 
-    found = evaluate(learn)
-    facts = {
+    found = evaluate(learn, tta=settings.train.tta)
+    tell("evaluation", found)
+    training = {
         "architecture": settings.model.arch
         + (" (pretrained)" if settings.model.pretrained or settings.model.weights else ""),
         "source": settings.data.source,
-        "data fingerprint": parts.fingerprint,
-        "examples": f"{len(parts.train)} to learn from, {len(parts.valid)} to judge by",
         "picture": f"{settings.data.size} × {settings.data.size} pixels, {settings.data.resize}",
         "fit": f"{done.epochs} epochs, best {done.best_epoch}, learning rate {done.lr:.2g}, {done.precision} on {done.device}",
         "seed": settings.train.seed,
         "run": run.id,
     }
-    write_report(
-        run.file("report/card.md").parent,
-        found,
-        done.history,
-        name=settings.model.name,
-        facts=facts,
+    report = Report(
+        settings.model.name, found, parts, done.history, training, _command_line(settings)
     )
+    report.write(run.file("report/card.md").parent)
     run.log("metrics", **found.metrics)
+    run.log("doubts", label_suspects=len(report.suspects), near_duplicates=len(report.duplicates))
+    tell("report", report)
     return found
+
+
+def _command_line(settings: "Settings") -> str:
+    "Return the command that makes the model again: its settings of data, model and fit that are no defaults."
+    sections = ((name, getattr(settings, name)) for name in ("data", "model", "train"))
+    words = [
+        f"{name}.{key}={value}"
+        for name, section in sections
+        for key, value in section
+        if value != type(section).model_fields[key].default
+    ]
+    return shlex.join(["mlkit", "train", *(w for word in words for w in ("--set", word))])
 
 # %% ../nbs/14_main.ipynb #cfe1c82a
 def pack(
@@ -120,6 +136,7 @@ def pack(
         lineage=lineage,
         report={p.name: p for p in report},
         calibration=settings.train.calibration,
+        temperature=found.temperature,
     )
     version = Registry(settings.paths.models).add(bundle, name=settings.model.name)
     run.log("packed", name=version.name, version=version.version)
@@ -175,8 +192,7 @@ def pipeline(
         tell("model", summarize(learn, settings.model.arch))
         done = fit(learn, settings, run)
         tell("fit", done)
-        worth = judge(learn, done, parts, settings, run)
-        tell("evaluation", worth)
+        worth = judge(learn, done, parts, settings, run, tell=tell)
         version = pack(learn, done, worth, parts, settings, run)
         tell("version", version)
         if promote:
@@ -331,8 +347,13 @@ def _tell(stage: str, result: Any) -> None:
         )
     elif stage == "evaluation":
         pairs = "; ".join(f"{t} taken for {p}: {n}" for t, p, n in result.confused(3)) or "none"
+        low, high = result.intervals["accuracy"]
         print(
-            f"Evaluation: accuracy {result.accuracy:.4f} on {len(result.truth)} examples; most confused: {pairs}"
+            f"Evaluation: accuracy {result.accuracy:.4f} ({low:.3f} – {high:.3f}) on {len(result.truth)} examples; most confused: {pairs}"
+        )
+    elif stage == "report":
+        print(
+            f"Doubts: {len(result.suspects)} labels likely wrong, {len(result.duplicates)} validation pictures nearly in train (leakage)"
         )
     elif stage == "version":
         p = result.manifest.parity
@@ -1075,6 +1096,7 @@ def predict(
     predictor = Predictor(
         Registry(settings.paths.models).resolve(ref).path,
         max_megapixels=settings.api.max_megapixels,
+        calibrated=settings.api.calibrated,
     )
     rows: list[dict[str, Any]] = []
     for file in files:

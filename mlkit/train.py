@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from .cache import BatchDL, Kept, on_pixels, targets_of
 from .config import MlkitError, Settings, TrainSettings, keep_freed_blocks
 from .model import in_stages, local_path
 from .runs import Run
+from .track import Trackers, tracked
 
 # %% ../nbs/04_train.ipynb #419d244a
 class TrainError(MlkitError):
@@ -114,6 +115,7 @@ class Diary(TrackerCallback):
     ):
         super().__init__()
         self.record, self.total, self.aloud, self.rows = record, epochs, aloud, []
+        self.tell = noop  # is given each epoch's row
         self.skipped, self.began = 0, None
 
     def before_epoch(self) -> None:
@@ -135,6 +137,7 @@ class Diary(TrackerCallback):
         row["seconds"] = round(time.monotonic() - began, 2)
         self.rows.append(row)
         self.record.log("epoch", **row)
+        self.tell(row)
         if self.aloud:
             values = "  ".join(
                 f"{n} {v:.4f}" for n, v in row.items() if n not in ("epoch", "seconds")
@@ -598,7 +601,8 @@ def fit(
         learn.to_bf16() if precision == "bf16" else learn.to_fp16()
     plan = _Plan(learn, settings, run, precision, best, diary, last, batch)
     try:
-        with on_pixels(learn, settings):
+        with tracked(settings, run) as plan.told, on_pixels(learn, settings):
+            diary.tell = plan.told.epoch
             plan.carry_out()
     except KeyboardInterrupt as e:
         raise TrainInterrupted(_how_to_go_on(best, run)) from e
@@ -651,6 +655,7 @@ class _Plan:
     diary: Diary
     last: Continue
     step: int  # examples between two steps of the optimizer
+    told: Trackers = field(default_factory=Trackers)
 
     def __post_init__(self) -> None:
         self.nan, self.own_loss = StopAtNaN(), self.learn.loss_func
@@ -735,6 +740,7 @@ class _Plan:
         cbs += [ChannelsLast()] if options.channels_last and learn is self.learn else []
         cbs += [MixUp(options.mixup)] if options.mixup and whole else []
         cbs += [Average(options.ema)] if options.ema and whole else []
+        cbs += self.told.callbacks(phase)
         if self.last.batch < self.step and learn is self.learn:
             cbs.append(GradientAccumulation(self.step))
         learn.fit_one_cycle(epochs, rate, cbs=cbs, start_epoch=done, **schedule)

@@ -100,6 +100,7 @@ def make_bundle(
         input=ImageInput(size=(8, 8), resize=resize),
         arch="mean",
         metrics={"accuracy": 1.0},
+        temperature=2.0,  # not applied unasked
         lineage={"seed": 42},
         parity=Parity(examples=1, max_difference=0, labels_equal=True),
     )

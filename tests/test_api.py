@@ -126,6 +126,19 @@ def test_animations_show_their_first_frame(http: httpx.Client) -> None:
     assert r.json()["predictions"][0]["label"] == "red"
 
 
+def test_confidences_are_calibrated_when_asked(
+    http: httpx.Client, start: Callable, local: Predictor
+) -> None:
+    plain = http.post("/v1/predict", files={"file": RED}).json()["predictions"][0]
+    assert http.get("/v1/models/color").json()["temperature"] is None
+    with start("api.calibrated=true") as server:
+        warm = httpx.post(f"{server.url}/v1/predict", files={"file": RED}).json()["predictions"][0]
+        assert httpx.get(f"{server.url}/v1/models/color").json()["temperature"] == 2
+    asked = Predictor(local.folder, calibrated=True).predict([RED])[0]
+    assert warm == vars(asked) and plain == vars(local.predict([RED])[0])
+    assert 1 / 3 < warm["confidence"] < plain["confidence"]
+
+
 NAMES = [
     "../../etc/passwd",
     "C:\\x.png",

@@ -105,9 +105,17 @@ def test_pipeline_and_the_commands_after_it(digits: Path, tmp_path: Path) -> Non
         "history.csv",
         "history.png",
         "classes.csv",
+        "metrics.csv",
+        "reliability.png",
+        "label_suspects.csv",
+        "near_duplicates.csv",
     } <= report
+    card = (Path(told["run"]) / "report" / "card.md").read_text()
+    assert "mlkit train --set data.source=" in card and "## Doubts" in card
+    assert told["metrics"]["accuracy_low"] < told["accuracy"] <= told["metrics"]["accuracy_high"]
     trained = mlkit("train", digits, "--name", "two", "--epochs", "1", *SMALL, cwd=tmp_path)
     assert trained.returncode == 0 and "Added" in trained.stdout
+    assert "labels likely wrong" in trained.stdout
     versions = json.loads(mlkit("models", "list", "--json", cwd=tmp_path).stdout)
     assert [(v["version"], v["production"]) for v in versions] == [(1, True), (2, False)]
     assert mlkit("models", "promote", "two@2", cwd=tmp_path).returncode == 0
