@@ -22,6 +22,9 @@ from PIL import Image
 from mlkit.bundle import ImageInput, Parity, write_bundle
 from mlkit.registry import Registry
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores: threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parents[1]
 GRAPH = """
 <ir_version: 8, opset_import: ["" : 13]>
