@@ -344,11 +344,11 @@ class Batcher:
         limit: int = 256,  # most inputs that wait or are computed
         patience: float = 60.0,  # seconds; whoever would wait longer is refused
         apart: bool = False,  # whether passes leave the cores to the reading, as on a GPU
-        workers: int = 0,  # threads; 0 = one more than lanes, or the cores where passes are apart
+        workers: int = 0,  # threads; 0 = as many as lanes, or as cores where passes are apart
     ):
         self.prepare, self.run, self.narrow = prepare, run, narrow or run
         self.lanes, self.batch, self.limit, self.patience = lanes, batch, limit, patience
-        self.apart, self.workers = apart, workers or (max(cores(), 2) if apart else lanes + 1)
+        self.apart, self.workers = apart, workers or (max(cores(), 2) if apart else lanes)
         self.pending, self.pace = 0, 0.0  # inputs; inputs a second when busy, 0 = not known
         self.slow = 0  # of those that are pending, the heavy ones: nobody else waits for them
         self.passed: float | None = None  # time of the last good pass
