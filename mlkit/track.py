@@ -56,12 +56,11 @@ def _tensorboard(told: Trackers, settings: Settings, run: Run, stack: ExitStack)
 
 def _wandb(told: Trackers, settings: Settings, run: Run, stack: ExitStack) -> None:
     wandb = import_module("wandb")
-    callback = import_module("fastai.callback.wandb").WandbCallback
     if wandb.run is None:
         config = settings.model_dump(mode="json")
         wandb.init(project="mlkit", name=run.id, dir=run.folder, config=config)
         stack.push(lambda kind, *_: wandb.finish(exit_code=int(kind is not None)))
-    told.makers.append(lambda phase: callback(log_preds=False))
+    told.listeners.append(lambda row: wandb.log(row, step=row["epoch"]))
 
 
 def _mlflow(told: Trackers, settings: Settings, run: Run, stack: ExitStack) -> None:
