@@ -93,13 +93,13 @@ def judge(
 
 
 def _command_line(settings: "Settings") -> str:
-    "Return the command that makes the model again: its settings of data, model and fit that are no defaults."
+    "Return the command that makes the model again: its settings of data, model and fit that are no defaults, as if nothing had stopped it."
     sections = ((name, getattr(settings, name)) for name in ("data", "model", "train"))
     words = [
         f"{name}.{key}={value}"
         for name, section in sections
         for key, value in section
-        if value != type(section).model_fields[key].default
+        if value != type(section).model_fields[key].default and key != "resume"
     ]
     return shlex.join(["mlkit", "train", *(w for word in words for w in ("--set", word))])
 

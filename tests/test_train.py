@@ -120,6 +120,7 @@ def test_a_killed_fit_goes_on_to_the_last_digit(
         torch.load(f / "checkpoints/best.pth", weights_only=True) for f in (whole[0], resumed)
     ]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert "train.resume" not in (resumed / "report/card.md").read_text()
 
 
 def test_nothing_to_resume(folder: Path, whole: tuple[Path, str]) -> None:
