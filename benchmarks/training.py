@@ -118,7 +118,7 @@ def throughput(options: dict, pictures: int, rounds: int) -> dict:
         learn = learner(dls, settings)
         learn.model.train().to(memory_format=torch.channels_last)
         learn.create_opt()
-        x = torch.randn(dls.train.bs, 3, dls.train.one_batch()[0].shape[-2], settings.data.size)
+        x = torch.randn(dls.train.bs, 3, settings.data.size, settings.data.size)
         x = x.to(memory_format=torch.channels_last)
         y = torch.randint(dls.c, (len(x),))
         steps = max(4, pictures // len(x))
