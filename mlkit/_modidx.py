@@ -300,7 +300,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlkit.evaluate._read': ('evaluate.html#_read', 'mlkit/evaluate.py'),
                                 'mlkit.evaluate._table': ('evaluate.html#_table', 'mlkit/evaluate.py'),
                                 'mlkit.evaluate._temperature': ('evaluate.html#_temperature', 'mlkit/evaluate.py'),
-                                'mlkit.evaluate._tempered': ('evaluate.html#_tempered', 'mlkit/evaluate.py'),
                                 'mlkit.evaluate._wilson': ('evaluate.html#_wilson', 'mlkit/evaluate.py'),
                                 'mlkit.evaluate.evaluate': ('evaluate.html#evaluate', 'mlkit/evaluate.py'),
                                 'mlkit.evaluate.gallery': ('evaluate.html#gallery', 'mlkit/evaluate.py'),

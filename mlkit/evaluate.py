@@ -19,8 +19,9 @@ from fastai.torch_core import no_random
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from .inference import at_temperature
 
 # %% ../nbs/05_evaluate.ipynb #9fa7fbca
 _BINS, _RESAMPLES = 10, 1000
@@ -54,12 +55,6 @@ def _ece(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.abs(_count(bins, _BINS, confidence - right)).sum(1) / confidence.shape[1]
 
 # %% ../nbs/05_evaluate.ipynb #3fbdfdde
-def _tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    "Log probabilities at this temperature."
-    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny, dtype=float)) / temperature
-    return logs - logsumexp(logs, 1, keepdims=True)
-
-
 def _mean_loss(logs: np.ndarray, truth: np.ndarray) -> float:
     return float(-np.take_along_axis(logs, truth[:, None], 1).mean())
 
@@ -68,7 +63,7 @@ def _temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
     if not len(truth):
         return 1.0
     found = minimize_scalar(
-        lambda log_t: _mean_loss(_tempered(probabilities, np.exp(log_t)), truth),
+        lambda log_t: _mean_loss(at_temperature(probabilities, np.exp(log_t)), truth),
         bounds=(np.log(0.05), np.log(20)),
         method="bounded",
     )
@@ -169,7 +164,7 @@ class Evaluation:
         logs = np.empty(self.probabilities.shape)
         for here in (half, ~half):
             t = _temperature(self.probabilities[~here], self.truth[~here])
-            logs[here] = _tempered(self.probabilities[here], t)
+            logs[here] = at_temperature(self.probabilities[here], t)
         loss = _mean_loss(logs, self.truth)
         return replace(self, probabilities=np.exp(logs), loss=loss, augmented=None)
 
@@ -181,7 +176,7 @@ class Evaluation:
         keep = ~np.isin(np.array(self.paths, dtype=str), [str(p) for p in paths])
         p, truth = self.probabilities[keep], self.truth[keep]
         kept = tuple(path for path, k in zip(self.paths, keep, strict=True) if k)
-        return Evaluation(self.vocab, p, truth, _mean_loss(_tempered(p, 1), truth), kept)
+        return Evaluation(self.vocab, p, truth, _mean_loss(at_temperature(p, 1), truth), kept)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -272,7 +267,7 @@ def evaluate(
             return found
         with no_random():
             p = learn.tta(dl=dl, n=tta)[0].numpy()
-    loss = _mean_loss(_tempered(p, 1), found.truth)
+    loss = _mean_loss(at_temperature(p, 1), found.truth)
     return replace(found, augmented=replace(found, probabilities=p, loss=loss))
 
 # %% ../nbs/05_evaluate.ipynb #84be9b59

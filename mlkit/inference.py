@@ -189,14 +189,14 @@ class Prediction:
 
 
 def at_temperature(
-    probabilities: np.ndarray,  # … × labels, float64
+    probabilities: np.ndarray,  # … × labels
     temperature: float,  # above 1: less sure
 ) -> np.ndarray:
-    "Return `softmax(log p / T)`, which leaves the order of the labels as it is."
+    "Return the log of `softmax(log p / T)`, float64; the order of the labels stays as it is."
     tiny = np.finfo(np.float32).tiny
-    logs = np.log(np.maximum(probabilities, tiny)) / temperature
-    raised = np.exp(logs - logs.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
+    logs = np.log(np.maximum(probabilities, tiny, dtype=float)) / temperature
+    logs -= logs.max(-1, keepdims=True)
+    return logs - np.log(np.exp(logs).sum(-1, keepdims=True))
 
 
 _PLAIN = Probe("onnxruntime", "CPU", 1, 1, {})
@@ -320,7 +320,7 @@ class Predictor:
     ) -> Prediction:
         "Return the row with its labels, at the temperature where answers are calibrated."
         if self.temperature:
-            row = at_temperature(row.astype(float), self.temperature)
+            row = np.exp(at_temperature(row, self.temperature))
         best = int(row.argmax())
         return Prediction(
             self.manifest.vocab[best],

@@ -32,7 +32,7 @@ ROOMS = {
     "track": {"config", "runs"},
     "model": {"config", "preprocess"},
     "train": {"config", "runs", "cache", "model", "track"},
-    "evaluate": {"config", "preprocess"},
+    "evaluate": {"config", "preprocess", "inference"},
     "doubts": {"preprocess", "evaluate"},
     "report": {"preprocess", "evaluate", "doubts"},
     "bundle": {"config"},
