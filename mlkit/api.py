@@ -31,12 +31,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 import mlkit.v2 as v2
-from .bundle import ImageInput, Manifest
+from .bundle import ImageInput, InputError, Manifest
 from .config import MlkitError, Settings
 from .engine import Busy, Closed, Done
 from .gate import Gate
 from .host import Host, NotLoaded, Served, Slot, UnknownModel
-from .inference import FORMATS, InputError, sample
+from .inference import FORMATS, sample
 from mlkit.intake import (
     Crowded,
     Inputs,

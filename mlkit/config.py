@@ -66,7 +66,23 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     "Which examples, and how they are read."
 
-    source: str = Field("", description="folder, CSV file, sklearn:digits or kaggle:owner/dataset")
+    source: str = Field(
+        "", description="folder, CSV or Parquet file, sklearn:digits or kaggle:owner/dataset"
+    )
+    task: str = Field(
+        "", description="what is learned, such as image-classification; empty = inferred"
+    )
+    target: str = Field(
+        "",
+        description="columns to predict, comma-separated; empty = inferred from the columns' names",
+    )
+    ignore: str = Field("", description="columns that are not learned from, comma-separated")
+    group: str = Field("", description="column whose equal values stay in one part of the split")
+    time: str = Field("", description="column to split by: the latest rows are held out")
+    missing: Literal["fill", "refuse"] = Field(
+        "fill", description="what a server does with a value that is missing in a row"
+    )
+    units: str = Field("", description="of numbers that are predicted: price=USD,mass=g")
     size: int = Field(
         128, ge=8, le=2048, description="side of the square that the model sees, pixels"
     )
@@ -109,7 +125,10 @@ class TrainSettings(_Section):
     "The fit, and what is made of it."
 
     epochs: int = Field(
-        4, ge=1, le=10_000, description="passes over the training data, all phases together"
+        0,
+        ge=0,
+        le=10_000,
+        description="passes over the training data, all phases together; 0 = by the task: 4 for pictures",
     )
     lr: float = Field(0.0, ge=0, le=10, description="learning rate of the head; 0 = found")
     body_lr: float = Field(

@@ -27,9 +27,9 @@ from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from torch import nn
 
-from .bundle import Golden, ImageInput, Int8, Parity, write_bundle
+from .bundle import Golden, ImageInput, InputError, Int8, Parity, write_bundle
 from .config import MlkitError
-from .inference import GRAPHS, InputError, Predictor
+from .inference import GRAPHS, Predictor
 from .quantize import QuantizeError, quantize
 
 # %% ../nbs/08_export.ipynb #b44de92a

@@ -1079,8 +1079,9 @@ def predict(
     debug: Debug = False,
 ) -> None:
     "Predict files with a model of the registry, without a server."
+    from mlkit.bundle import InputError
     from mlkit.config import MlkitError
-    from mlkit.inference import InputError, Predictor
+    from mlkit.inference import Predictor
     from mlkit.registry import Registry
 
     settings = _load(set_)
