@@ -77,6 +77,9 @@ class DataSettings(_Section):
         description="columns to predict, comma-separated; empty = inferred from the columns' names",
     )
     ignore: str = Field("", description="columns that are not learned from, comma-separated")
+    keep: str = Field(
+        "", description="columns that are learned from against the audit's advice, comma-separated"
+    )
     group: str = Field("", description="column whose equal values stay in one part of the split")
     time: str = Field("", description="column to split by: the latest rows are held out")
     missing: Literal["fill", "refuse"] = Field(
