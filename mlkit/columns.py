@@ -11,6 +11,7 @@ __all__ = ['SUFFIXES', 'read_table', 'type_of', 'Goal', 'find_goal', 'kind_of', 
 import csv
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,7 +36,7 @@ from torch import nn
 
 import mlkit.express as express
 from .bundle import Category, Column, Number, TableInput
-from .config import Settings
+from .config import Settings, SettingsError
 from .express import ExportError
 from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
@@ -260,8 +261,12 @@ def _check_columns(frame: pd.DataFrame, key: str, names: Sequence[str]) -> None:
 
 
 def _kind_of_goal(frame: pd.DataFrame, targets: tuple[str, ...], asked: str) -> tuple[str, str]:
-    if asked:
-        return asked.partition("-")[2], f"{asked}: as data.task says"
+    kind, why = _inferred_kind(frame, targets)
+    wanted = asked.partition("-")[2] or kind
+    return wanted, why if wanted == kind else f"{wanted}: as data.task says"
+
+
+def _inferred_kind(frame: pd.DataFrame, targets: tuple[str, ...]) -> tuple[str, str]:
     if len(targets) > 1:
         return "regression", f"regression: {len(targets)} columns are numbers to predict"
     values = frame[targets[0]].dropna()
@@ -651,9 +656,9 @@ def table_batch_size(
     count: int,  # rows that teach
     asked: int = 0,  # `data.batch_size`; 0 = chosen here
 ) -> int:
-    "Return the batch size: as asked, else a power of two from 16 to 512 that gives at least 16 steps an epoch."
-    return min(asked, count) or max(
-        min(16, count), min(512, 1 << max(count // 12, 1).bit_length() - 1)
+    "Return the batch size: as asked, else a power of two from 32 to 512, if possible with 12 steps an epoch or more."
+    return min(asked, count) or min(
+        count, max(32, min(512, 1 << max(count // 12, 1).bit_length() - 1))
     )
 
 
@@ -695,6 +700,9 @@ def dataloaders(
         if classes
         else RegressionBlock(n_out=len(goal.targets))
     )
+    warnings.filterwarnings(
+        "ignore", "The given NumPy array is not writable", UserWarning
+    )  # fastai reads, and pandas warns
     set_seed(settings.train.seed)
     table = TabularPandas(
         frame,
@@ -747,36 +755,46 @@ def scaled(
 
 def learner(
     dls: DataLoaders,  # from `dataloaders`
-    settings: Settings,  # `train.seed`, `train.weight_decay`
+    settings: Settings,  # `train.seed`, `train.weight_decay`, section model
     *,
     path: Path | None = None,  # where checkpoints go; the working directory when None
-    layers: Sequence[int] = (256, 128),  # widths
-    dropout: float = 0.1,  # after each layer
-    embed_dropout: float = 0.05,  # of the embeddings of categories
-    bins: int = 64,  # of a number, at most
+    layers: Sequence[int] = (128, 128),  # widths
+    bins: int = 0,  # of a number, at most; 0 = 8 to 64, by the number of rows
+    dropout: float
+    | None = None,  # after a layer, a third of it in embeddings; None = by what is learned
 ) -> Learner:
-    "Return a `TabularLearner`, seeded: embeddings, piecewise linear numbers, two layers."
+    "Return a `TabularLearner`, seeded: embeddings, piecewise linear numbers, two layers; raise `SettingsError` for another architecture."
+    model = settings.model
+    if model.weights or model.arch not in ("tabular", type(model)().arch):
+        asked = model.weights or model.arch
+        raise SettingsError(
+            f"{str(asked)!r} is not for tables: their one architecture is 'tabular', and it begins from nothing",
+            "model.arch",
+        )
     table = dls.train_ds
     classes = hasattr(dls, "vocab")
     set_seed(settings.train.seed)
     steps, width = (
-        quantile_steps(table.conts.to_numpy(float), bins) if len(table.cont_names) else (None, 0)
+        quantile_steps(table.conts.to_numpy(float), bins or min(64, max(8, len(table) // 32)))
+        if len(table.cont_names)
+        else (None, 0)
     )
-    model = TabularModel(
+    share = (0.3 if classes else 0.0) if dropout is None else dropout
+    network = TabularModel(
         get_emb_sz(table),
         width,
         len(dls.vocab) if classes else len(table.y_names),
         list(layers),
-        ps=[dropout] * len(layers),
-        embed_p=embed_dropout,
+        ps=[share] * len(layers),
+        embed_p=share / 3,
         bn_cont=False,
     )
-    model.bn_cont = steps  # where fastai would normalise the numbers again
+    network.bn_cont = steps  # where fastai would normalise the numbers again
     if not classes:
-        model.layers.append(scaled(table.ys.to_numpy(float)))
+        network.layers.append(scaled(table.ys.to_numpy(float)))
     return TabularLearner(
         dls,
-        model,
+        network,
         loss_func=CrossEntropyLossFlat() if classes else MSELossFlat(),
         metrics=accuracy if classes else rmse,
         wd=settings.train.weight_decay,

@@ -163,7 +163,9 @@ class TrainSettings(_Section):
         True, description="weights with the channels last in memory: faster on most devices"
     )
     patience: int = Field(
-        3, ge=1, description="epochs without a better validation loss before it stops"
+        0,
+        ge=0,
+        description="epochs without a better validation loss before it stops; 0 = by the task: 3 for pictures",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto = by the device"

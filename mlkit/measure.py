@@ -43,7 +43,7 @@ def _worth(truth: np.ndarray, predicted: np.ndarray, log: bool) -> dict[str, np.
 class Measures:
     "Predicted and true numbers of examples, in their units, and what follows from them."
 
-    names: tuple[str, ...]  # of the numbers
+    vocab: tuple[str, ...]  # names of the numbers
     predicted: np.ndarray = field(repr=False)  # examples × numbers
     truth: np.ndarray = field(repr=False)  # examples × numbers
     loss: float  # mean of the Learner's loss
@@ -55,7 +55,7 @@ class Measures:
     def found(self) -> dict[str, dict[str, tuple[float, float, float]]]:
         "Name → measure → its value and its 95 % interval."
         rng, n, found = np.random.default_rng(0), len(self.truth), {}
-        for j, name in enumerate(self.names):
+        for j, name in enumerate(self.vocab):
             y, p, log = self.truth[:, j], self.predicted[:, j], bool(self.logs and self.logs[j])
             samples: dict[str, list[np.ndarray]] = {}
             for block in np.array_split(np.arange(_RESAMPLES), -(-n // 2000)):  # 16 MB each
@@ -72,7 +72,7 @@ class Measures:
         return found
 
     def _key(self, name: str, what: str) -> str:
-        return what if len(self.names) == 1 else f"{name}_{what}"
+        return what if len(self.vocab) == 1 else f"{name}_{what}"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ class Measures:
 
     @property
     def _units(self) -> tuple[str, ...]:
-        return self.units or ("",) * len(self.names)
+        return self.units or ("",) * len(self.vocab)
 
     @property
     def output(self) -> Numbers:
@@ -135,7 +135,7 @@ class Measures:
             {"example": int(i)}
             | {
                 f"{n} {what}": float(v[i, j])
-                for j, n in enumerate(self.names)
+                for j, n in enumerate(self.vocab)
                 for what, v in (("true", self.truth), ("predicted", self.predicted))
             }
             for i in order
@@ -155,7 +155,7 @@ class Measures:
     def sections(self) -> dict[str, str]:
         "Return what the card says beside the numbers, by title, as Markdown."
         told = []
-        for j, (name, unit) in enumerate(zip(self.names, self._units, strict=True)):
+        for j, (name, unit) in enumerate(zip(self.vocab, self._units, strict=True)):
             low, high = self.truth[:, j].min(), self.truth[:, j].max()
             log = "; its logarithm was learned" if self.logs and self.logs[j] else ""
             told.append(
@@ -211,12 +211,12 @@ _DRAWN = 5000  # points in a plot, at most
 
 
 def _each(found: Measures) -> tuple[Figure, list[tuple[Any, str, np.ndarray, np.ndarray]]]:
-    k, step = len(found.names), max(1, len(found.truth) // _DRAWN)
+    k, step = len(found.vocab), max(1, len(found.truth) // _DRAWN)
     figure = Figure(figsize=(4.5 * k, 4), layout="constrained")
     axes = figure.subplots(1, k, squeeze=False)[0]
     return figure, [
         (ax, f"{n} [{u}]" if u else n, found.truth[::step, j], found.predicted[::step, j])
-        for j, (ax, n, u) in enumerate(zip(axes, found.names, found._units, strict=True))
+        for j, (ax, n, u) in enumerate(zip(axes, found.vocab, found._units, strict=True))
     ]
 
 

@@ -103,7 +103,7 @@ def _fault(
         if kind == "date":
             to_date(value)
         elif kind == "number" and not math.isfinite(value):
-            return f"{_said(value)} is no number; leave the column out where there is none"
+            return f"{_said(value)} is no number (leave the column out where there is none)"
     except ValueError:
         return f"{_said(value)} was given, {_WANTED[kind]} is expected"
     except OverflowError:
@@ -129,6 +129,9 @@ def _codes(
 class TableReader:
     "Rows to what the graph takes: float32, the codes of the categories, then the numbers, normalised."
 
+    media = ("application/json",)
+    name = "row"  # of the tensor in the Open Inference Protocol
+
     def __init__(
         self,
         spec: TableInput,  # the manifest's
@@ -147,6 +150,8 @@ class TableReader:
         self._counted = [self._place[name] for name in summed]
         self._plain = all(f.part is None for f in (*spec.categories, *spec.numbers))
         needed = {n.column for n in spec.numbers if n.fill is None}
+        self.form = f'{{"{self.names[0]}": …}}'
+        self.commas = len(self.names) + 50  # most of them that an instance in JSON may need
         self.needed = set(self.names) if spec.missing == "refuse" else needed
 
     def read(
@@ -275,7 +280,7 @@ class TableReader:
             found += [f"{place}{name}: {fault}"] if fault else []
         known = ", ".join(self.names[:50])
         unknown = sorted(map(str, row.keys() - self.kinds.keys()))
-        return found + [f"{place}{n[:64]}: no such column; there is: {known}" for n in unknown]
+        return found + [f"{place}{n[:64]}: no such column (there is: {known})" for n in unknown]
 
     def _far(self, name: str, value: Any) -> str | None:
         far = self.kinds[name] == "number" and any(
@@ -294,6 +299,31 @@ class TableReader:
             raise InputError(_listed(faults), kind="invalid")
         return instance
 
+    def from_text(
+        self,
+        text: Any,  # a row in JSON
+        place: str,  # of it
+    ) -> dict[str, Any]:
+        "Return the row; raise `InputError`."
+        try:
+            return self.from_json(json.loads(text), place)
+        except (ValueError, TypeError, RecursionError) as e:
+            raise InputError(f"{place}: a row in JSON is expected", kind="invalid") from e
+
+    def to_json(
+        self,
+        row: Mapping[str, Any],
+    ) -> Mapping[str, Any]:
+        "Return it as one of `instances`."
+        return row
+
+    def to_text(
+        self,
+        row: Mapping[str, Any],
+    ) -> str:
+        "Return it in JSON."
+        return json.dumps(row, ensure_ascii=False)
+
     def from_strings(
         self,
         row: Mapping[str, str | None],  # of a CSV file; empty = missing
@@ -309,17 +339,14 @@ class TableReader:
         data: bytes,  # JSON in UTF-8
     ) -> dict[str, Any]:
         "Return the row that a file holds; raise `InputError`."
-        try:
-            return self.from_json(json.loads(data), "row")
-        except (ValueError, RecursionError) as e:  # what is no UTF-8 is a ValueError too
-            raise InputError("the file is no JSON in UTF-8", kind="damaged") from e
+        return self.from_text(data, "the row")
 
     def to_file(
         self,
         one: Mapping[str, Any],  # a row
     ) -> tuple[bytes, str]:
         "Return the content of a file with the row, and its suffix."
-        return json.dumps(one, ensure_ascii=False).encode() + b"\n", ".json"
+        return self.to_text(one).encode() + b"\n", ".json"
 
     def sample(self) -> dict[str, Any]:
         "Return a row that such a model can be asked: the values that the manifest has as examples."
