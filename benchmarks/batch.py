@@ -71,6 +71,8 @@ def command(model: str, models: Path, names: list[str], folder: Path, out: str) 
             peak = max(peak, int(found[1]) // 1024)
         time.sleep(0.05)
     told = json.loads(process.stdout.read())
+    if process.returncode:
+        sys.exit(told["error"]["message"])
     return told | {"peak_mb": peak, "wall": time.perf_counter() - before}
 
 
