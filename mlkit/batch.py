@@ -30,7 +30,7 @@ from .bundle import InputError, Manifest
 from .config import MlkitError, Settings
 from .engine import EngineError, Heavy, Probe, available, cores
 from .inference import Predictor
-from .inputs import BatchError, Inputs, Item, pyarrow
+from .inputs import BatchError, Inputs, Item, Strings, pyarrow
 from .registry import Version
 
 # %% ../nbs/11_batch.ipynb #71f696e7
@@ -105,6 +105,8 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
     try:
         if item.wrong:
             raise InputError(item.wrong, kind="invalid")
+        if isinstance(item.content, Strings):
+            return reader.from_strings(item.content)
         if not isinstance(item.content, Path):
             return reader.from_json(item.content, "row")
         data = reader.from_file(item.content.read_bytes())
