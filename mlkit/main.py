@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlkit.preprocess import Audit, Split
     from mlkit.registry import Version
     from mlkit.runs import Run
+    from mlkit.task import Task
     from mlkit.train import Fit
 
 # %% ../nbs/14_main.ipynb #d0283648
@@ -42,18 +43,23 @@ def prepare(
     run: "Run",  # audit.json, quarantine.csv and split.csv go there
 ) -> tuple["Audit", "Split", "DataLoaders"]:
     "Audit the source, split it, and return both with the `DataLoaders`; raise `DataError` when there is too little."
-    from mlkit.preprocess import audit, dataloaders, split
-
-    found = audit(settings.data.source, settings)
+    data = _task(settings).data
+    found = data.audit(settings.data.source, settings)
     run.file("audit.json").write_text(
         json.dumps(found.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8"
     )
     bad = "".join(f"{name}\t{problem}\n" for name, problem in found.quarantine.items())
     run.file("quarantine.tsv").write_text(bad, encoding="utf-8")
-    parts = split(found, settings)
+    parts = data.split(found, settings)
     parts.write_csv(run.file("split.csv"))
     run.log("data", fingerprint=parts.fingerprint, train=len(parts.train), valid=len(parts.valid))
-    return found, parts, dataloaders(parts, settings)
+    return found, parts, data.dataloaders(parts, settings)
+
+
+def _task(settings: "Settings") -> "Task":
+    from mlkit.task import infer_task
+
+    return infer_task(settings)[0]
 
 # %% ../nbs/14_main.ipynb #3f21344c
 def judge(
@@ -68,27 +74,30 @@ def judge(
     ),  # called with the evaluation and with the report
 ) -> "Evaluation":
     "Evaluate `learn`, write the report, and return the evaluation."
-    from mlkit.evaluate import evaluate
     from mlkit.report import Report
 
-    found = evaluate(learn, tta=settings.train.tta)
+    task = _task(settings)
+    found = task.evaluate(learn, settings)
     tell("evaluation", found)
     training = {
         "architecture": settings.model.arch
         + (" (pretrained)" if settings.model.pretrained or settings.model.weights else ""),
         "source": settings.data.source,
-        "picture": f"{settings.data.size} × {settings.data.size} pixels, {settings.data.resize}",
+        **task.data.described(settings),
         "fit": f"{done.epochs} epochs, best {done.best_epoch}, learning rate {done.lr:.2g}, {done.precision} on {done.device}",
         "seed": settings.train.seed,
         "run": run.id,
     }
+    command = _command_line(settings)
     report = Report(
-        settings.model.name, found, parts, done.history, training, _command_line(settings)
+        settings.model.name, found, parts, done.history, training, command, use=task.use
     )
     report.write(run.file("report/card.md").parent)
     run.log("metrics", **found.metrics)
-    run.log("doubts", label_suspects=len(report.suspects), near_duplicates=len(report.duplicates))
-    tell("report", report)
+    if report.pictures:
+        counts = {"label_suspects": len(report.suspects), "near_duplicates": len(report.duplicates)}
+        run.log("doubts", **counts)
+        tell("report", report)
     return found
 
 
@@ -135,6 +144,8 @@ def pack(
         metrics=found.metrics,
         lineage=lineage,
         report={p.name: p for p in report},
+        task=_task(settings).name,
+        output=found.output,
         calibration=settings.train.calibration,
         temperature=found.temperature,
     )
@@ -149,8 +160,9 @@ class Outcome:
 
     name: str
     version: int
-    accuracy: float
-    parity: float  # greatest difference of a probability between bundle and Learner
+    task: str
+    score: float  # the higher the better: accuracy where the answer is one label
+    parity: float  # greatest difference of an answer between bundle and Learner
     metrics: dict[str, float]
     history: tuple[dict[str, Any], ...]
     bundle: Path
@@ -176,19 +188,22 @@ def pipeline(
 ) -> Outcome:
     "Go from a folder of examples to a version in the registry; raise the `MlkitError` of the step that cannot be done."
     settings = _settings_for(source, name, settings)
-    from mlkit.model import (  # after the settings: a mistake there should not wait for torch
-        learner,
+    from mlkit.model import (
         summarize,
-    )
+    )  # after the settings: a mistake there should not wait for torch
     from mlkit.registry import Registry
     from mlkit.runs import Run
+    from mlkit.task import infer_task
     from mlkit.train import fit
 
+    task, reason = infer_task(settings)
+    tell("task", (task.name, reason))
+    settings = task.settled(settings)
     with Run.start(settings, kind="pipeline") as run:
         began = _now()
         found, parts, dls = prepare(settings, run)
         tell("audit", found)
-        learn = learner(dls, settings, path=run.folder)
+        learn = task.data.learner(dls, settings, path=run.folder)
         tell("model", summarize(learn, settings.model.arch))
         done = fit(learn, settings, run)
         tell("fit", done)
@@ -202,7 +217,8 @@ def pipeline(
         return Outcome(
             version.name,
             version.version,
-            worth.accuracy,
+            settings.data.task,
+            worth.score,
             parity,
             worth.metrics,
             done.history,
@@ -335,7 +351,9 @@ def _stdout_to_stderr(when: bool) -> Iterator[None]:
 
 
 def _tell(stage: str, result: Any) -> None:
-    if stage == "audit":
+    if stage == "task":
+        print("Task: {}, because: {}".format(*result))
+    elif stage == "audit":
         _table(f"Audit of {result.source}", ("", ""), result.rows())
     elif stage == "model":
         print(f"Model: {result}")
@@ -346,11 +364,7 @@ def _tell(stage: str, result: Any) -> None:
             f"Fit: {result.epochs} epochs in {result.seconds:.0f} s, best {result.best_epoch}{early}, learning rate {result.lr:.2g} ({how}), {result.precision} on {result.device}"
         )
     elif stage == "evaluation":
-        pairs = "; ".join(f"{t} taken for {p}: {n}" for t, p, n in result.confused(3)) or "none"
-        low, high = result.intervals["accuracy"]
-        print(
-            f"Evaluation: accuracy {result.accuracy:.4f} ({low:.3f} – {high:.3f}) on {len(result.truth)} examples; most confused: {pairs}"
-        )
+        print(f"Evaluation: {result.headline}")
     elif stage == "report":
         print(
             f"Doubts: {len(result.suspects)} labels likely wrong, {len(result.duplicates)} validation pictures nearly in train (leakage)"
@@ -464,23 +478,26 @@ def data(
     debug: Debug = False,
 ) -> None:
     "Audit the examples, and nothing else."
-    from mlkit.preprocess import DataError, audit, split
+    from mlkit.preprocess import DataError
+    from mlkit.task import infer_task
 
     settings = _load(set_, source=data)
-    found = audit(settings.data.source, settings)
+    task, reason = infer_task(settings)
+    found = task.data.audit(settings.data.source, settings)
     if not json_:
+        _tell("task", (task.name, reason))
         _tell("audit", found)
         for name, problem in list(found.quarantine.items())[:20]:
             print(f"unreadable: {name}: {problem}")
     try:
-        split(found, settings)
+        task.data.split(found, settings)
         missing = None
     except DataError as e:
         missing = str(e)
         if not json_:
             raise
     if json_:
-        _print_json(found.to_dict() | {"too_little": missing})
+        _print_json(found.to_dict() | {"task": task.name, "too_little": missing})
         if missing:
             raise typer.Exit(1)
 
@@ -570,10 +587,12 @@ def _axes(words: Sequence[str]) -> dict[str, list[str]]:
 
 def _fingerprint(source: str, settings: "Settings") -> str:
     "Return the fingerprint of a notebook's data as it is now; none when it names none."
-    from mlkit.preprocess import audit
-
-    source = source or settings.data.source
-    return audit(source, settings).fingerprint if source else ""
+    if source:
+        section = settings.data.model_copy(update={"source": source})
+        settings = settings.model_copy(update={"data": section})
+    if not settings.data.source:
+        return ""
+    return _task(settings).data.audit(settings.data.source, settings).fingerprint
 
 
 @app.command()
@@ -655,12 +674,12 @@ def _versions(versions: Sequence[Any], as_json: bool) -> None:
             v.version,
             "●" if v.production else "",
             m.arch,
-            f"{m.metrics.get('accuracy', float('nan')):.4f}",
+            "{} {:.4f}".format(*next(iter(m.metrics.items()), ("", float("nan")))),
             m.created,
         )
         for v, m in facts
     ]
-    _table("", ("model", "version", "production", "architecture", "accuracy", "created"), rows)
+    _table("", ("model", "version", "production", "architecture", "worth", "created"), rows)
 
 
 @models_app.command("list")
