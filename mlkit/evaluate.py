@@ -308,7 +308,7 @@ def evaluate(
         found = Evaluation(
             tuple(learn.dls.vocab),
             probabilities.numpy(),
-            truth.numpy(),
+            truth.flatten().numpy(),  # of tables a column
             float(torch.as_tensor(losses).mean()),
             tuple(Path(item[0]) for item in items if isinstance(item, tuple)),  # files
         )
