@@ -29,8 +29,8 @@ button { cursor: pointer }
 .drop.over { border-color: var(--bar); background: var(--card) }
 #form { margin: 1rem 0; display: grid; gap: .8rem; justify-items: start }
 #fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); gap: .8rem; width: 100% }
-#fields label { display: grid; gap: .2rem; font-size: .875rem; min-width: 0; overflow-wrap: anywhere }
-#fields label:has(textarea) { grid-column: 1/-1 }
+#fields div { display: grid; gap: .2rem; font-size: .875rem; min-width: 0; overflow-wrap: anywhere; align-content: end }
+#fields div:has(textarea) { grid-column: 1/-1 }
 #fields :is(input, select, textarea) { width: 100% }
 .drop input { position: absolute; opacity: 0; width: 1px }
 #answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
@@ -141,10 +141,15 @@ function field(column, m) {
   }
   Object.assign(one, {name: column.name, required: needed})
   one.dataset.type = column.type
-  return make("label", {}, column.name, one)
+  return labelled(column.name, one)
 }
 
-const words = () => make("label", {}, "Text", make("textarea", {name: "text", rows: 6, required: true}))
+function labelled(name, one) {
+  one.id = `field ${name}`
+  return make("div", {}, make("label", {htmlFor: one.id, textContent: name}), one)
+}
+
+const words = () => labelled("Text", make("textarea", {name: "text", rows: 6, required: true}))
 
 function filled() {
   const values = {number: Number, boolean: v => v == "true"}, row = {}
