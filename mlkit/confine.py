@@ -82,14 +82,21 @@ def lock_files(
     os.close(ruleset)
 
 
-def _libraries() -> list[Path]:
+def _readable() -> list[Path]:
     "Return what a Python process reads: its own folders, the system's libraries, what the kernel tells of the processor."
+    home = Path.home().resolve()
+    private = {
+        Path.cwd().resolve(),
+        home,
+        *home.parents,
+    }  # modules are imported from there, and more is in them
+    paths = [p for p in sys.path if p and Path(p).resolve() not in private]
     own = [
         sys.prefix,
         sys.base_prefix,
         *sysconfig.get_paths().values(),
         Path(__file__).parent,
-        *sys.path,
+        *paths,
     ]
     system = [
         "/usr",
@@ -168,12 +175,11 @@ def run_confined(
         raise ConfineError(f"this machine cannot take away {' and '.join(walls)} from a process")
     walled = [] if "network and processes" in missing() else _UNSHARE
     order = {
-        "path": _paths(),
-        "function": function,
-        "job": job,
-        "limits": vars(limits),
+        "path": [p for p in sys.path if p],
+        "readable": list(map(str, _readable())),
         "walled": bool(walled),
     }
+    order |= {"function": function, "job": job, "limits": vars(limits)}
     (folder / "home").mkdir(exist_ok=True)
     (folder / "job.json").write_text(json.dumps(order), encoding="utf-8")
     log = folder.parent / f"{folder.name}.log"
@@ -192,13 +198,6 @@ def run_confined(
     if reason or process.returncode:
         raise ConfineError(reason or _why(process.returncode), said)
     return said
-
-
-def _paths() -> list[str]:
-    "Return where modules are imported from, less the folders that hold more than modules: this one and those above home."
-    home = Path.home().resolve()
-    private = {Path.cwd().resolve(), home, *home.parents}
-    return [p for p in sys.path if p and Path(p).exists() and Path(p).resolve() not in private]
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -260,7 +259,9 @@ def _end_of(log: Path) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
-def _inside(order: str, function: str, job: dict, limits: dict, walled: bool) -> None:  # the child
+def _inside(
+    order: str, function: str, job: dict, limits: dict, walled: bool, readable: list[str]
+) -> None:  # the child
     module, _, name = function.partition(":")
     called = getattr(importlib.import_module(module), name)
     folder, most = Path(order).parent, Limits(**limits)
@@ -277,5 +278,5 @@ def _inside(order: str, function: str, job: dict, limits: dict, walled: bool) ->
     for cap, value in caps.items():
         resource.setrlimit(getattr(resource, cap), (value, value))
     if _landlock():
-        lock_files(folder, _libraries())
+        lock_files(folder, list(map(Path, readable)))
     called(folder, job)

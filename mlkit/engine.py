@@ -287,6 +287,7 @@ class Done:
     "The rows of one submission, in its order, and what they took."
 
     rows: np.ndarray  # inputs × outputs
+    notes: tuple[Any, ...]  # what `prepare` said beside each array
     batch: int  # inputs in the largest pass that took part
     prepare_ms: float
     wait_ms: float
@@ -307,6 +308,7 @@ class _Job:
     def __post_init__(self) -> None:
         self.unread = self.left = len(self.inputs)
         self.tensors: list[Any] = [None] * self.left
+        self.notes: list[Any] = [None] * self.left
         self.rows: list[Any] = [None] * self.left
 
     def fail(self, index: int, error: BaseException) -> None:
@@ -324,7 +326,7 @@ class _Job:
             rows = np.stack(self.rows)
         except ValueError as e:  # rows of several lengths
             return self.future.set_exception(e)
-        self.future.set_result(Done(rows, self.batch, *spent))
+        self.future.set_result(Done(rows, tuple(self.notes), self.batch, *spent))
 
 # %% ../nbs/07_engine.ipynb #9ffc2cd6
 class Batcher:
@@ -333,12 +335,13 @@ class Batcher:
     def __init__(
         self,
         prepare: Callable[
-            ..., np.ndarray
-        ],  # prepare(input, index=i, alone=False) → array; may raise
+            ..., tuple[np.ndarray, Any]
+        ],  # prepare(input, index=i, alone=False) → array, and a note for the answer; may raise
         run: Callable[[np.ndarray], np.ndarray],  # a batch of arrays to its rows; may raise
         *,
         narrow: Callable[[np.ndarray], np.ndarray]
         | None = None,  # the same in one lane; None = `run`
+        stack: Callable[[Sequence[np.ndarray]], np.ndarray] = np.stack,  # arrays to a batch
         lanes: int = 1,  # passes at a time
         batch: int = 8,  # most inputs in one pass
         limit: int = 256,  # most inputs that wait or are computed
@@ -347,6 +350,7 @@ class Batcher:
         workers: int = 0,  # threads; 0 = as many as lanes, or as cores where passes are apart
     ):
         self.prepare, self.run, self.narrow = prepare, run, narrow or run
+        self.stack = stack
         self.lanes, self.batch, self.limit, self.patience = lanes, batch, limit, patience
         self.apart, self.workers = apart, workers or (max(cores(), 2) if apart else lanes)
         self.pending, self.pace = 0, 0.0  # inputs; inputs a second when busy, 0 = not known
@@ -452,7 +456,7 @@ class Batcher:
         self._reading[threading.get_ident()] = time.perf_counter()
         try:
             if not job.future.cancelled() and job.error is None:
-                job.tensors[i] = self.prepare(job.inputs[i], index=i, alone=alone)
+                job.tensors[i], job.notes[i] = self.prepare(job.inputs[i], index=i, alone=alone)
         except Heavy:
             with self._lock:
                 job.slow, self.slow = job.slow + 1, self.slow + 1
@@ -510,7 +514,7 @@ class Batcher:
 
     def _pass(self, tensors: list[np.ndarray], run: Callable) -> list[Any]:
         try:
-            rows = list(run(np.stack(tensors)))
+            rows = list(run(self.stack(tensors)))
             if len(rows) != len(tensors):
                 raise EngineError(f"the graph answers {len(tensors)} inputs with {len(rows)} rows")
             return rows

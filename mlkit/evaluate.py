@@ -21,7 +21,8 @@ from PIL import Image
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from .inference import at_temperature
+from .answer import at_temperature
+from .bundle import OneLabel
 
 # %% ../nbs/05_evaluate.ipynb #9fa7fbca
 _BINS, _RESAMPLES = 10, 1000
@@ -78,7 +79,7 @@ class Evaluation:
     probabilities: np.ndarray = field(repr=False)  # examples × classes
     truth: np.ndarray = field(repr=False)  # index of the true class, one an example
     loss: float  # mean of the Learner's loss
-    paths: tuple[Path, ...] = field(repr=False)  # of the examples
+    paths: tuple[Path, ...] = field(default=(), repr=False)  # of the examples, where they are files
     augmented: "Evaluation | None" = field(default=None, repr=False)  # with test-time augmentation
 
     @cached_property
@@ -179,6 +180,50 @@ class Evaluation:
         return Evaluation(self.vocab, p, truth, _mean_loss(at_temperature(p, 1), truth), kept)
 
     @property
+    def output(self) -> OneLabel:
+        "What a manifest says of the outputs."
+        return OneLabel()
+
+    @property
+    def score(self) -> float:
+        "One number, the higher the better: the accuracy."
+        return self.accuracy
+
+    @property
+    def headline(self) -> str:
+        "What it is worth, in a line."
+        pairs = "; ".join(f"{t} taken for {p}: {n}" for t, p, n in self.confused(3)) or "none"
+        low, high = self.intervals["accuracy"]
+        return f"accuracy {self.accuracy:.4f} ({low:.3f} – {high:.3f}) on {len(self.truth)} examples; most confused: {pairs}"
+
+    def plots(self) -> dict[str, Figure]:
+        "Return the figures of a report by file name."
+        drawn = {"confusion.png": plot_confusion(self), "reliability.png": plot_reliability(self)}
+        return drawn | ({"top_losses.png": plot_top_losses(self)} if self.paths else {})
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        "Return the tables of a report by file name: head and rows."
+        return {
+            file: (list(rows[0]), [list(row.values()) for row in rows])
+            for file, rows in {"classes.csv": self.classes, "metrics.csv": self.rows()}.items()
+        }
+
+    def sections(self) -> dict[str, str]:
+        "Return what the card says beside the numbers, by title, as Markdown."
+        before, after = self.calibration_error, self.scaled.calibration_error
+        said = "too sure" if self.temperature > 1 else "not sure enough"
+        calibration = (
+            f"Confidence and accuracy differ by {before:.4f} in the mean (reliability.png). The model is rather {said}: the temperature that "
+            f"makes the truth likeliest is {self.temperature:.2f}. After it the difference is {after:.4f}, fitted on one half and "
+            "measured on the other, both ways. Answers are given without it unless it is asked for: api.calibrated."
+        )
+        pairs = [f"{t} taken for {p}: {n}" for t, p, n in self.confused()] or ["none"]
+        rare = [f"{c['label']} ({c['examples']:.0f})" for c in self.classes if c["examples"] < 30]
+        few = {"Judged by fewer than 30 examples": ", ".join(rare)} if rare else {}
+        confused = "\n".join(f"- {pair}" for pair in pairs)
+        return {"Calibration": calibration, "Most confused": confused} | few
+
+    @property
     def metrics(self) -> dict[str, float]:
         "The numbers that a manifest holds."
         return {
@@ -261,7 +306,7 @@ def evaluate(
             probabilities.numpy(),
             truth.numpy(),
             float(torch.as_tensor(losses).mean()),
-            tuple(Path(item[0]) for item in items),
+            tuple(Path(item[0]) for item in items if isinstance(item, tuple)),  # files
         )
         if not tta:
             return found

@@ -271,9 +271,10 @@ class _Keeper:
             calibrated=self.api.calibrated,
         )
         batcher = Batcher(
-            predictor.prepare,
-            predictor.probabilities,
-            narrow=predictor.probabilities_narrow,
+            predictor.reader.read,
+            predictor.forward,
+            narrow=predictor.forward_narrow,
+            stack=predictor.reader.stack,
             lanes=predictor.probe.lanes,
             apart=predictor.probe.device == "GPU",
             batch=predictor.probe.batch,

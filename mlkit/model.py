@@ -280,7 +280,8 @@ def summarize(
     arch: str,  # its name
 ) -> Summary:
     "Return the size of the model: parameters, shape of a batch, memory (weights, gradients, Adam's two moments, activations)."
-    shape = tuple(learn.dls.one_batch()[0].shape)
+    inputs = learn.dls.one_batch()[: learn.dls.n_inp]
+    shape = tuple(inputs[0].shape)
     params = list(learn.model.parameters())
     count, free = sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
     elements = []
@@ -291,7 +292,7 @@ def summarize(
     device, training = params[0].device, learn.model.training
     try:
         with torch.no_grad():
-            learn.model.eval()(torch.zeros(1, *shape[1:], device=device))
+            learn.model.eval()(*(torch.zeros_like(x[:1], device=device) for x in inputs))
     finally:
         learn.model.train(training)
         for hook in hooks:

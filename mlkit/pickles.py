@@ -52,7 +52,7 @@ def _said(value: Any, depth: int = 4) -> str:  # as short as it must be: a pickl
     if isinstance(value, _Name) or value is None or isinstance(value, (bool, float)):
         return str(value)
     if isinstance(value, (str, bytes)):
-        return repr(value[:80])
+        return repr(value[:200])
     if isinstance(value, int) and abs(value) < 1e15:
         return str(value)
     if isinstance(value, _Call) and depth:

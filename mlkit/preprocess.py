@@ -403,6 +403,18 @@ class Split:
     labels: tuple[str, ...]
     fingerprint: str
 
+    def facts(self) -> dict[str, str]:
+        "Return what a card says of the data."
+        counts = Counter(p.example.label for p in (*self.train, *self.valid)).most_common()
+        own = any(p.example.part for p in self.train)
+        return {
+            "fingerprint": self.fingerprint,
+            "examples": f"{len(self.train)} to learn from, {len(self.valid)} to judge by",
+            "split": "the source's own" if own else "by content, each class in the same shares",
+            "largest class": "{} ({})".format(*counts[0]),
+            "smallest class": "{} ({})".format(*counts[-1]),
+        }
+
     def write_csv(
         self,
         path: Path,  # written anew

@@ -7,7 +7,6 @@ __all__ = ['plot_history', 'Report']
 
 # %% ../nbs/05_report.ipynb #c7aeb22f
 import csv
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,22 +23,26 @@ from mlkit.doubts import (
     plot_near_duplicates,
     plot_suspects,
 )
-from .evaluate import Evaluation, plot_confusion, plot_reliability, plot_top_losses
+from .evaluate import Evaluation
 from .preprocess import Split
 
 # %% ../nbs/05_report.ipynb #2c9f03dd
+_NO_METRIC = ("epoch", "train_loss", "valid_loss", "seconds")
+
+
 def plot_history(
     history: Sequence[Mapping[str, Any]],  # a mapping an epoch, from `Fit.history`
 ) -> Figure:
-    "Return losses and accuracy by epoch."
+    "Return losses and the first metric by epoch."
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for name in ("train_loss", "valid_loss"):
         left.plot(epochs, [row[name] for row in history], marker="o", label=name.replace("_", " "))
-    right.plot(epochs, [row["accuracy"] for row in history], marker="o", color="tab:green")
+    metric = next(name for name in history[0] if name not in _NO_METRIC)
+    right.plot(epochs, [row[metric] for row in history], marker="o", color="tab:green")
     left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="accuracy")
+    right.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     left.legend()
     return figure
 
@@ -49,40 +52,48 @@ class Report:
     "All that is told of a model; looks for doubtful labels and near-duplicates when it is first asked for them."
 
     name: str  # of the model
-    found: Evaluation = field(repr=False)  # on the validation examples
-    parts: Split = field(repr=False)  # what taught and what judged
+    found: Any = field(repr=False)  # an evaluation, on the validation examples
+    parts: Any = field(repr=False)  # a split: what taught and what judged
     history: Sequence[Mapping[str, Any]] = field(repr=False)  # a mapping an epoch
     training: Mapping[str, Any] = field(repr=False)  # how it was fitted, in order
     command: str = field(repr=False)  # that makes it again
+    use: str = field(default="", repr=False)  # what the model is for
     train: Evaluation | None = field(default=None, repr=False)  # to look through its labels too
+
+    @property
+    def pictures(self) -> bool:
+        "Whether the examples are pictures, which can be looked through."
+        return isinstance(self.parts, Split)
 
     @cached_property
     def suspects(self) -> list[Suspect]:
-        "Examples whose label is likely wrong, the likeliest first."
+        "Pictures whose label is likely wrong, the likeliest first."
+        if not (self.pictures and isinstance(self.found, Evaluation)):
+            return []
         return label_suspects(self.found, *([self.train] if self.train else []))
 
     @cached_property
     def duplicates(self) -> list[NearDuplicate]:
         "Validation pictures that are nearly in train."
-        return near_duplicates(self.parts)
+        return near_duplicates(self.parts) if self.pictures else []
 
     def card(self) -> str:
         "Return the model card, Markdown."
         found, vocab = self.found, self.found.vocab
-        pairs = [f"{t} taken for {p}: {n}" for t, p, n in found.confused()] or ["none"]
+        doubts = {"Doubts": _list(self._doubts())} if self.pictures else {}
+        limits = [_BY_CLASS, *(_OF_PICTURES if self.pictures else ())]
         sections = {
-            "Use": _USE,
-            "Data": _list(f"{k}: {v}" for k, v in self._data().items()),
+            "Use": self.use,
+            "Data": _list(f"{k}: {v}" for k, v in self.parts.facts().items()),
             "Training": _list(f"{k}: {v}" for k, v in self.training.items()),
             f"Worth, on {len(found.truth)} validation examples": _WORTH + found._repr_markdown_(),
-            "Calibration": self._calibration(),
-            "Most confused": _list(pairs),
-            "Doubts": _list(self._doubts()),
-            "Limits": _list([*self._rare(), *_LIMITS]),
+            **found.sections(),
+            **doubts,
+            "Limits": _list(limits),
             "Reproduce": f"```\n{self.command}\n```\n\nThe same data have the same fingerprint. Settings, package versions and "
             "commit are in the bundle's manifest.json, under lineage.",
         }
-        top = f"# {self.name}\n\nTells apart {len(vocab)} classes: {', '.join(vocab)}.\n"
+        top = f"# {self.name}\n\n{_DOES[found.output.kind]}: {', '.join(vocab)}.\n"
         return top + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
 
     def write(
@@ -91,12 +102,7 @@ class Report:
     ) -> dict[str, Path]:
         "Write card.md, the tables as CSV and the figures as PNG; return them by name."
         folder.mkdir(parents=True, exist_ok=True)
-        plots = {
-            "confusion.png": plot_confusion(self.found),
-            "reliability.png": plot_reliability(self.found),
-            "top_losses.png": plot_top_losses(self.found),
-            "history.png": plot_history(self.history),
-        }
+        plots = self.found.plots() | {"history.png": plot_history(self.history)}
         if self.suspects:
             plots["label_suspects.png"] = plot_suspects(self.suspects)
         if self.duplicates:
@@ -113,14 +119,10 @@ class Report:
         return {file: folder / file for file in ("card.md", *plots, *tables)}
 
     def _tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[Any]]]]:
-        dicts = {
-            "history.csv": self.history,
-            "classes.csv": self.found.classes,
-            "metrics.csv": self.found.rows(),
-        }
-        tables = {
-            file: (list(rows[0]), [list(r.values()) for r in rows]) for file, rows in dicts.items()
-        }
+        head, rows = list(self.history[0]), [list(row.values()) for row in self.history]
+        tables = self.found.tables() | {"history.csv": (head, rows)}
+        if not self.pictures:
+            return tables
         names = self._names
         suspects = [
             (names[s.path], s.given, s.suggested, f"{s.confidence:.4f}") for s in self.suspects
@@ -137,66 +139,42 @@ class Report:
     def _names(self) -> dict[Path, str]:
         return {p.example.path: p.example.name for p in (*self.parts.train, *self.parts.valid)}
 
-    def _data(self) -> dict[str, Any]:
-        train, valid = self.parts.train, self.parts.valid
-        counts = Counter(p.example.label for p in (*train, *valid)).most_common()
-        own = any(p.example.part for p in train)
-        return {
-            "fingerprint": self.parts.fingerprint,
-            "examples": f"{len(train)} to learn from, {len(valid)} to judge by",
-            "split": "the source's own" if own else "by content, each class in the same shares",
-            "largest class": "{} ({})".format(*counts[0]),
-            "smallest class": "{} ({})".format(*counts[-1]),
-        }
-
-    def _calibration(self) -> str:
-        found = self.found
-        before, after = found.calibration_error, found.scaled.calibration_error
-        said = "too sure" if found.temperature > 1 else "not sure enough"
-        return (
-            f"Confidence and accuracy differ by {before:.4f} in the mean (reliability.png). The model is rather {said}: the temperature that "
-            f"makes the truth likeliest is {found.temperature:.2f}. After it the difference is {after:.4f}, fitted on one half and "
-            "measured on the other, both ways. Answers are given without it unless it is asked for: api.calibrated."
-        )
-
     def _doubts(self) -> list[str]:
         looked = len(self.found.truth) + (len(self.train.truth) if self.train else 0)
         first = "".join(
             f"; {self._names[s.path]}: {s.given}, rather {s.suggested}" for s in self.suspects[:3]
         )
+        labels = f"labels that are likely wrong, or hard for this model: {len(self.suspects)} of {looked} (label_suspects.csv){first}"
         lines = [
-            f"labels that are likely wrong, or hard for this model: {len(self.suspects)} of {looked} (label_suspects.csv){first}",
+            *([labels] if isinstance(self.found, Evaluation) else []),
             f"leakage, validation pictures that are nearly in train: {len(self.duplicates)} of {len(self.parts.valid)} (near_duplicates.csv)",
         ]
-        rest = self.found.without(d.valid.path for d in self.duplicates)
-        if self.duplicates and len(rest.truth):
+        judged = self.duplicates and isinstance(self.found, Evaluation)
+        rest = self.found.without(d.valid.path for d in self.duplicates) if judged else None
+        if rest and len(rest.truth):
             low, high = rest.intervals["accuracy"]
             lines.append(
                 f"accuracy without them: {rest.accuracy:.4f} (95 %: {low:.4f} – {high:.4f})"
             )
         return lines
 
-    def _rare(self) -> list[str]:
-        rare = [
-            f"{c['label']} ({c['examples']:.0f})" for c in self.found.classes if c["examples"] < 30
-        ]
-        return [f"Judged by fewer than 30 examples: {', '.join(rare)}."] if rare else []
-
 
 def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-_USE = (
-    "For pictures like those it was trained on, each of which shows exactly one of the classes. Not for pictures that show none of "
-    "them or several: it answers with one of its classes whatever it is shown."
-)
+_DOES = {
+    "label": "Tells apart",
+    "labels": "Says which of these are true",
+    "numbers": "Predicts",
+    "mask": "Finds, pixel by pixel",
+}
 _WORTH = (
-    "The intervals hold the chance of which examples were drawn, and nothing else: 95 % by Wilson for accuracy and recall, by a thousand "
+    "The intervals hold the chance of which examples were drawn, and nothing else: 95 %, by Wilson for shares, by a thousand "
     "bootstrap resamples for the rest. The validation examples chose the best epoch, so on new ones expect slightly less.\n\n"
 )
-_LIMITS = (
-    "Worth is known by class only; by camera, place or whom the pictures show it was not measured.",
+_BY_CLASS = "By where the examples come from, or whom they are about, the worth was not measured."
+_OF_PICTURES = (
     "Near-duplicates are sought by the whole frame: crops, mirrored copies and other photographs of the same thing are not found.",
     "EXIF orientation is not applied, in training or in serving.",
 )

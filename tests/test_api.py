@@ -21,6 +21,7 @@ import pytest
 from conftest import NAN, ROOT, Server, connect, head, make_bundle, picture
 from PIL import Image
 
+from mlkit.answer import to_json
 from mlkit.client import Client
 from mlkit.inference import Predictor
 from mlkit.registry import Registry
@@ -118,7 +119,7 @@ def test_odd_pictures_are_answered(kind: str, http: httpx.Client, local: Predict
     assert r.status_code == 200, r.text
     expected = local.predict([ODD[kind]])[0]
     assert r.json()["model"] == "color" and r.json()["version"] == 1
-    assert r.json()["predictions"] == [vars(expected)]
+    assert r.json()["predictions"] == [to_json(expected)]
 
 
 def test_animations_show_their_first_frame(http: httpx.Client) -> None:
@@ -135,7 +136,7 @@ def test_confidences_are_calibrated_when_asked(
         warm = httpx.post(f"{server.url}/v1/predict", files={"file": RED}).json()["predictions"][0]
         assert httpx.get(f"{server.url}/v1/models/color").json()["temperature"] == 2
     asked = Predictor(local.folder, calibrated=True).predict([RED])[0]
-    assert warm == vars(asked) and plain == vars(local.predict([RED])[0])
+    assert warm == to_json(asked) and plain == to_json(local.predict([RED])[0])
     assert 1 / 3 < warm["confidence"] < plain["confidence"]
 
 

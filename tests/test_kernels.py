@@ -31,7 +31,7 @@ def accuracy(notebook: Path) -> str:
     "Return the accuracy that the executed notebook shows."
     outputs = (o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []))
     shown = "".join(o.get("text", "") for o in outputs)
-    return re.search(r"accuracy ([\d.]+) on \d+ validation examples", shown)[1]
+    return re.search(r"accuracy ([\d.]+) \(.*\) on \d+ examples", shown)[1]
 
 
 @pytest.fixture(scope="module")
