@@ -50,10 +50,14 @@ def _macro_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     return f1.sum(1) / (both > 0).sum(1)
 
 
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+
+
 def _ece(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     "Expected calibration error, a number a row."
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    return np.abs(_count(bins, _BINS, confidence - right)).sum(1) / confidence.shape[1]
+    apart = _count(_bins(confidence), _BINS, confidence - right)
+    return np.abs(apart).sum(1) / confidence.shape[1]
 
 # %% ../nbs/05_evaluate.ipynb #3fbdfdde
 def _mean_loss(logs: np.ndarray, truth: np.ndarray) -> float:
@@ -304,7 +308,7 @@ def evaluate(
         found = Evaluation(
             tuple(learn.dls.vocab),
             probabilities.numpy(),
-            truth.numpy(),
+            truth.flatten().numpy(),  # of tables a column
             float(torch.as_tensor(losses).mean()),
             tuple(Path(item[0]) for item in items if isinstance(item, tuple)),  # files
         )
@@ -391,7 +395,7 @@ def plot_reliability(
         (found, "as it is", "tab:blue"),
         (found.scaled, "after temperature scaling", "tab:orange"),
     ):
-        bins = np.minimum((one.confidence * _BINS).astype(int), _BINS - 1)[None]
+        bins = _bins(one.confidence)[None]
         count, right, sure = (
             _count(bins, _BINS, w)[0] for w in (None, one.right * 1.0, one.confidence)
         )

@@ -14,13 +14,17 @@ __all__ = ['app', 'models_app', 'Set', 'Json', 'Debug', 'Name', 'On', 'Accelerat
 import csv
 import functools
 import json
+import os
 import shlex
 import shutil
 import sys
+import textwrap
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,8 +34,11 @@ if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
 
+    from mlkit.batch import Answered, Done, Sheet
     from mlkit.config import Settings
     from mlkit.evaluate import Evaluation
+    from mlkit.inference import Predictor
+    from mlkit.inputs import Inputs
     from mlkit.preprocess import Audit, Split
     from mlkit.registry import Version
     from mlkit.runs import Run
@@ -1149,69 +1156,163 @@ def kaggle_doctor(set_: Set = None, json_: Json = False, debug: Debug = False) -
 def predict(
     ref: Annotated[str, typer.Argument(metavar="MODEL", help="NAME or NAME@VERSION.")],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT…", help="Picture files, or folders of them.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT…",
+            help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="CSV file for input, label, confidence and error.")
+        Path | None,
+        typer.Option(help="CSV, or .parquet; taken up again where it was stopped."),
     ] = None,
+    column: Annotated[
+        str, typer.Option(help="Column of a table that holds the path or the text.")
+    ] = "",
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN,…", help="Columns kept beside the answer; else all of them."),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="A column for each label besides.")
+    ] = False,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder for masks; else OUT.masks beside --out.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make OUT anew, whatever is there.")
+    ] = False,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    "Predict files with a model of the registry, without a server."
-    from mlkit.bundle import InputError
-    from mlkit.config import MlkitError
-    from mlkit.inference import Predictor
+    "Predict files and tables with a model of the registry, without a server."
+    from mlkit.batch import Sheet, open_model, write
+    from mlkit.inputs import Inputs
     from mlkit.registry import Registry
 
     settings = _load(set_)
-    files = [
-        f
-        for p in inputs
-        for f in (sorted(x for x in p.rglob("*") if x.is_file()) if p.is_dir() else [p])
-    ]
-    if missing := [str(f) for f in files if not f.is_file()]:
-        raise MlkitError(
-            f"{len(missing)} of {len(files)} inputs do not exist: {', '.join(missing[:10])}"
-        )
-    predictor = Predictor(
-        Registry(settings.paths.models).resolve(ref).path,
-        max_megapixels=settings.api.max_megapixels,
-        calibrated=settings.api.calibrated,
-    )
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            rows.append({"input": str(file), **asdict(predictor.predict([file.read_bytes()])[0])})
-        except InputError as e:
-            rows.append({"input": str(file), "error": str(e)})
+    predictor = open_model(Registry(settings.paths.models).resolve(ref), settings)
+    manifest = predictor.manifest
+    kept = None if keep is None else [name for name in keep.split(",") if name]
+    given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
+    for table, lacking in given.lacking.items():
+        print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
+    if out and not masks and manifest.output.kind == "mask":
+        masks = out.with_suffix(".masks")
+    beside = out.parent if out else Path()
+    sheet = Sheet(manifest, given.columns, probabilities=probabilities, masks=masks, beside=beside)
     if out:
-        part = out.with_name(f".{out.name}.part")
-        with open(part, "w", newline="", encoding="utf-8") as f:
-            head = ("input", "label", "confidence", "error")
-            table = csv.DictWriter(f, head, restval="", extrasaction="ignore")
-            table.writeheader()
-            table.writerows(rows)
-        part.replace(out)
-    if json_:
-        _print_json(rows)
-    elif out:
-        print(f"{len(rows)} rows in {out}")
+        with _progress(given) as tell:
+            done = write(out, predictor, given, sheet, again=again, tell=tell)
+        _print_json({"out": str(out), **_counts(done)}) if json_ else print(f"{out}: {_sum(done)}")
     else:
-        _table(
-            "",
-            ("input", "label", "confidence"),
-            [
-                (
-                    r["input"],
-                    r.get("label", r.get("error")),
-                    f"{r['confidence']:.4f}" if "label" in r else "",
-                )
-                for r in rows
-            ],
-        )
-    if rows and all("error" in r for r in rows):
+        done = _show_answers(predictor, given, sheet, json_)
+    if done.rows and done.bad == done.rows:
         raise typer.Exit(1)
+
+
+def _counts(done: "Done") -> dict[str, Any]:
+    return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
+
+
+def _sum(done: "Done") -> str:
+    before = f" ({done.resumed:,} from before)" if done.resumed else ""
+    return f"{done.rows:,} rows{before}, {done.bad:,} without an answer, {done.rate:,.1f} rows/s"
+
+
+@contextmanager
+def _progress(given: "Inputs") -> Iterator[Callable[["Done"], None]]:
+    "Yield what is told how far it is: a bar on a terminal, else a line every ten seconds."
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        said = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
+        with Progress(*said, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None)
+            if given.repeatable:  # how many there are is counted meanwhile
+
+                def count() -> None:
+                    bar.update(task, total=sum(1 for _ in given))
+
+                threading.Thread(target=count, daemon=True).start()
+            yield lambda done: bar.update(task, completed=done.rows, description=_sum(done))
+        return
+    told = _now()
+
+    def tell(done: "Done") -> None:
+        nonlocal told
+        if _now() - told > 10:
+            told = _now()
+            print(_sum(done), file=sys.stderr, flush=True)
+
+    yield tell
+
+
+def _show_answers(predictor: "Predictor", given: "Inputs", sheet: "Sheet", as_json: bool) -> "Done":
+    "Print as JSON, as tables for people, or as CSV where stdout is no terminal; return how many."
+    from mlkit.batch import Done, answers
+
+    done, began = Done(), _now()
+    show = _as_json if as_json else _as_tables if sys.stdout.isatty() else _as_csv
+
+    def counted() -> Iterator[tuple[int, "Answered"]]:
+        for chunk in answers(predictor, given):
+            yield from enumerate(chunk, done.rows + 1)
+            done.count(chunk)
+
+    try:
+        show(counted(), sheet)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (Exception, KeyboardInterrupt) as e:
+        if not as_json:
+            raise
+        # the document on stdout has ended: what went wrong is told beside it
+        raise typer.Exit(_explain(e, as_json=False)) from e
+    done.seconds = _now() - began
+    return done
+
+
+def _as_json(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
+    from mlkit.answer import to_json
+
+    print("[", end="")
+    try:
+        for number, one in rows:
+            row = {"input": one.item.name}
+            if sheet.kept:
+                row["row"] = dict(zip(sheet.kept, one.item.kept, strict=False))
+            row |= {"error": one.error} if one.error else to_json(one.answer)
+            text = json.dumps(row, indent=2, ensure_ascii=False, default=str)
+            print("," if number > 1 else "", textwrap.indent(text, "  "), sep="\n", end="")
+    finally:
+        print("\n]")
+
+
+def _as_csv(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
+    from mlkit.batch import to_text
+
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(map(to_text, sheet.head))
+    for number, one in rows:
+        table.writerow(map(to_text, sheet.row(number, one)))
+
+
+def _as_tables(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
+    from mlkit.batch import to_text
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else to_text(value)
+
+    while block := list(islice(rows, 50)):
+        cells = [[cell(v) for v in sheet.row(*row)] for row in block]
+        shown = [i for i, _ in enumerate(sheet.head) if any(line[i] for line in cells)]
+        head = [f"{n}, {sheet.units[n]}" if n in sheet.units else n for n in sheet.head]
+        _table("", [head[i] for i in shown], [[line[i] for i in shown] for line in cells])
 
 
 @app.command()

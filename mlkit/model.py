@@ -282,6 +282,8 @@ def summarize(
     "Return the size of the model: parameters, shape of a batch, memory (weights, gradients, Adam's two moments, activations)."
     inputs = learn.dls.one_batch()[: learn.dls.n_inp]
     shape = tuple(inputs[0].shape)
+    if len(inputs) > 1:  # a table's codes and numbers
+        shape = (shape[0], sum(x.shape[1] for x in inputs))
     params = list(learn.model.parameters())
     count, free = sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
     elements = []

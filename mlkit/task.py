@@ -6,17 +6,19 @@
 __all__ = ['TASKS', 'Task', 'infer_task', 'task_of']
 
 # %% ../nbs/05_task.ipynb #199dd1d3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from fastai.learner import Learner
 
+import mlkit.columns as columns
 import mlkit.pictures as pictures
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
 from .express import ExportError, output_kind
+from .measure import Measures, evaluate_numbers, units_of
 
 # %% ../nbs/05_task.ipynb #61246723
 @dataclass(frozen=True)
@@ -29,23 +31,45 @@ class Task:
     evaluate: Callable[[Learner, Settings], Any]  # gives an evaluation
     epochs: int  # unless `train.epochs` says it
     use: str  # what the card says that the model is for
+    defaults: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # section → key → value, in place of the settings' own
 
     def settled(
         self,
         settings: Settings,
     ) -> Settings:
         "Return the settings with what they leave to the task."
-        train = settings.train
-        if not train.epochs:
-            train = train.model_copy(update={"epochs": self.epochs})
+        for section, values in (("train", {"epochs": self.epochs}), *self.defaults.items()):
+            part, plain = getattr(settings, section), type(getattr(settings, section))()
+            left = {k: v for k, v in values.items() if getattr(part, k) == getattr(plain, k)}
+            settings = settings.model_copy(update={section: part.model_copy(update=left)})
         data = settings.data.model_copy(update={"task": self.name})
-        return settings.model_copy(update={"train": train, "data": data})
+        return settings.model_copy(update={"data": data})
 
 
 def _evaluate(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn, tta=settings.train.tta)
 
 
+def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
+    return evaluate(learn)
+
+
+def _evaluate_numbers(learn: Learner, settings: Settings) -> Measures:
+    names, logs = learn.dls.train_ds.y_names, learn.dls.train_ds.origin.goal.logs
+    units = units_of(settings.data.units, names)
+    return evaluate_numbers(learn, names=names, units=units, logs=logs)
+
+
+_ROWS = (
+    "For rows like those it was trained on, with the same columns, meant the same way and known at the same time. A number beyond those of "
+    "training is taken for the nearest of them, a word that training never had for no word at all."
+)
+_OF_ROWS = {
+    "model": {"arch": "tabular", "pretrained": False},
+    "train": {"lr": 5e-3, "patience": 1000},  # one cycle, to its end
+}
 TASKS = {
     task.name: task
     for task in (
@@ -58,9 +82,11 @@ TASKS = {
             "For pictures like those it was trained on, each of which shows exactly one of the classes. Not for pictures that show none of "
             "them or several: it answers with one of its classes whatever it is shown.",
         ),
+        Task("table-classification", columns, "label", _evaluate_classes, 20, _ROWS, _OF_ROWS),
+        Task("table-regression", columns, "numbers", _evaluate_numbers, 20, _ROWS, _OF_ROWS),
     )
 }
-_DATA = (pictures,)  # in the order in which a source is offered to them
+_DATA = (columns, pictures)  # in the order in which a source is offered to them
 
 # %% ../nbs/05_task.ipynb #96bd11df
 def infer_task(

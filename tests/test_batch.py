@@ -1,0 +1,235 @@
+"""`mlkit predict` over many inputs: whole processes, killed and taken up again."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+from conftest import picture
+
+COLORS = {"red": "red", "lime": "green", "blue": "blue"}
+SLOWLY = """
+import time
+import mlkit.batch, mlkit.inference
+from mlkit.main import run
+mlkit.batch._EVERY = 0.05
+forward = mlkit.inference.Predictor.forward_narrow
+def slow(self, batch):
+    time.sleep(PAUSE)
+    return forward(self, batch)
+mlkit.inference.Predictor.forward_narrow = slow
+run()
+"""
+
+
+@pytest.fixture
+def predict(models: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    "`predict('a.png', …)`: the command in a process of its own, in `tmp_path`."
+
+    def run(
+        *words: str | Path, stdin: bytes = b"", model: str = "color"
+    ) -> subprocess.CompletedProcess:
+        command = [*_command(models), "predict", model, *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, timeout=120)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done
+
+    return run
+
+
+def _command(models: Path, program: str = "from mlkit.main import run; run()") -> list[str]:
+    where = f"import os; os.environ['MLKIT_PATHS__MODELS'] = {str(models)!r}\n"
+    return [sys.executable, "-c", where + program]
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    "Sixty pictures, three of them none."
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    for i in range(60):
+        color = list(COLORS)[i % 3]
+        (folder / f"{i:03d}.png").write_bytes(picture(fill=color, size=(9 + i, 7)))
+    (folder / "007.png").write_bytes(b"I am no picture")
+    (folder / "008.png").write_bytes(b"")
+    (folder / "059.png").write_bytes((folder / "058.png").read_bytes()[:40])
+    return folder
+
+
+def read_csv(text: str | Path) -> list[dict[str, str]]:
+    text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text
+    return list(csv.DictReader(text.splitlines()))
+
+
+def truth(i: int) -> str:
+    return "" if i in (7, 8, 59) else list(COLORS.values())[i % 3]
+
+
+def test_order_and_bad_inputs(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    done = predict(seen, "--out", "out.csv", "--probabilities")
+    assert done.returncode == 0 and b"60 rows, 3 without an answer" in done.stdout
+    rows = read_csv(tmp_path / "out.csv")
+    assert [r["input"] for r in rows] == [str(seen / f"{i:03d}.png") for i in range(60)]
+    assert [r["label"] for r in rows] == [truth(i) for i in range(60)]
+    assert [i for i, r in enumerate(rows) if r["error"]] == [7, 8, 59]
+    assert all(float(r["p_red"]) == float(r["confidence"]) for r in rows if r["label"] == "red")
+    assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_folders_globs_lists_and_stdin_are_the_same(
+    predict: Callable, seen: Path, tmp_path: Path
+) -> None:
+    names = [f"seen/{i:03d}.png" for i in range(60)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,id", *(f"{n},{n[5:8]}" for n in names)]))
+    asked = {
+        "folder": predict("seen"),
+        "glob": predict("se*/**/*.png"),
+        "list": predict("list.csv", "--keep", ""),
+        "stdin": predict("-", stdin="\n".join(names).encode()),
+        "two": predict("seen/00*", "seen/0[1-5]*.png"),
+    }
+    assert all(done.returncode == 0 for done in asked.values())
+    assert len({done.stdout for done in asked.values()}) == 1
+    assert len(read_csv(asked["folder"].stdout.decode())) == 60
+    kept = read_csv(predict("list.csv").stdout.decode())
+    assert [r["id"] for r in kept] == [n[5:8] for n in names]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_killed_and_taken_up_it_is_the_same(
+    suffix: str, predict: Callable, models: Path, seen: Path, tmp_path: Path
+) -> None:
+    assert predict("seen", "--out", f"whole.{suffix}").returncode == 0
+    part = tmp_path / f"out.{suffix}.part"
+    words = ["predict", "color", "seen", "--out", f"out.{suffix}"]
+    process = subprocess.Popen(
+        [*_command(models, SLOWLY.replace("PAUSE", "0.05")), *words], cwd=tmp_path
+    )
+    rows_of = lambda: json.loads((part / "state.json").read_text())["done"]["rows"]  # noqa: E731
+    while not (part / "state.json").exists() or rows_of() < 16:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = rows_of()
+    assert 16 <= kept < 60 and not (tmp_path / f"out.{suffix}").exists()
+    done = predict("seen", "--out", f"out.{suffix}")
+    assert f"60 rows ({kept} from before)" in done.stdout.decode()
+    if suffix == "csv":
+        assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    else:
+        table = parquet.read_table(tmp_path / "out.parquet")
+        assert table.equals(parquet.read_table(tmp_path / "whole.parquet"))
+        assert table["label"].to_pylist() == [truth(i) or None for i in range(60)]
+    assert not part.exists()
+
+
+def test_interrupted_it_says_how_to_go_on(
+    predict: Callable, models: Path, seen: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [
+            *_command(models, SLOWLY.replace("PAUSE", "1")),
+            *"predict color seen --out out.csv".split(),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
+    )
+    while not (tmp_path / "out.csv.part" / "state.json").exists():
+        time.sleep(0.005)
+    busy = predict("seen", "--out", "out.csv")
+    assert busy.returncode == 1 and b"is being written by another process" in busy.stderr
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the same command goes on there" in said
+    assert "Traceback" not in said and not (tmp_path / "out.csv").exists()
+    (seen / "000.png").write_bytes(picture(fill="blue"))
+    other = predict("seen", "--out", "out.csv")
+    assert other.returncode == 1 and b"are not those that" in other.stderr
+    assert predict("seen", "--out", "out.csv", "--again").returncode == 0
+    assert read_csv(tmp_path / "out.csv")[0]["label"] == "blue"
+
+
+def test_what_is_there_is_not_written_over(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    done = predict("seen", "--out", "out.csv")
+    assert done.returncode == 1 and b"out.csv exists; --again" in done.stderr
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert predict("seen", "--out", "out.csv", "--again").returncode == 0
+
+
+def test_named_and_missing_is_an_error_listed_and_missing_is_a_row(
+    predict: Callable, seen: Path, tmp_path: Path
+) -> None:
+    done = predict("seen/000.png", "gone.png", "lost", "--out", "out.csv")
+    assert done.returncode == 1 and b"2 of 3 inputs do not exist: gone.png, lost" in done.stderr
+    assert not list(tmp_path.glob("out.csv*"))
+    rows = read_csv(predict("-", stdin=b"gone.png\nseen/000.png\n").stdout.decode())
+    assert [(r["label"], r["error"]) for r in rows] == [
+        ("", "the file does not exist"),
+        ("red", ""),
+    ]
+
+
+def test_all_bad_fails(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    done = predict("seen/007.png", "seen/008.png", "--out", "out.csv")
+    assert done.returncode == 1 and len(read_csv(tmp_path / "out.csv")) == 2
+    assert predict("seen/006.png", "seen/007.png").returncode == 0
+
+
+def test_json_is_one_document(predict: Callable, seen: Path) -> None:
+    told = json.loads(predict("seen", "--json").stdout)
+    assert [one.get("label", "") for one in told] == [truth(i) for i in range(60)]
+    assert set(told[0]["probabilities"]) == {"red", "green", "blue"}
+    assert told[8] == {"input": "seen/008.png", "error": "the file is empty"}
+    summary = json.loads(predict("seen", "--out", "out.csv", "--json").stdout)
+    assert (summary["rows"], summary["bad"], summary["out"]) == (60, 3, "out.csv")
+    assert json.loads(predict("-", "--json").stdout) == []
+
+
+def test_a_reader_that_has_seen_enough(predict: Callable, models: Path, seen: Path) -> None:
+    words = [*_command(models), "predict", "color", *["seen"] * 200]
+    process = subprocess.Popen(
+        words, cwd=seen.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline().startswith(b"input,label")
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 1
+    process.stderr.close()
+
+
+def test_without_pyarrow_it_says_what_to_install(models: Path, seen: Path, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['pyarrow'] = None; from mlkit.main import run; run()"
+    words = ["predict", "color", "seen", "--out", "out.parquet"]
+    done = subprocess.run(
+        [*_command(models, program), *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Parquet needs pyarrow" in done.stderr
+    assert 'pip install ".[train]"' in done.stderr
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_memory_does_not_grow_with_the_inputs(models: Path, seen: Path, tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from mlkit.main import run\n"
+        "try:\n    run()\n"
+        "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    peaks = []
+    for times in (20, 200):
+        names = "\n".join(f"seen/{i % 7:03d}.png" for i in range(60 * times))
+        done = subprocess.run(
+            [*_command(models, program), "predict", "color", "-", "--out", f"{times}.csv"],
+            cwd=tmp_path, input=names, capture_output=True, text=True,
+        )  # fmt: skip
+        assert len(read_csv(tmp_path / f"{times}.csv")) == 60 * times
+        peaks.append(int(done.stderr.split()[-1]))
+    assert peaks[1] < peaks[0] + 8_000, peaks  # KiB; twelve thousand rows against twelve hundred
