@@ -371,6 +371,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.convert._convert': ('convert.html#_convert', 'mlkit/convert.py'),
                                'mlkit.convert._gone': ('convert.html#_gone', 'mlkit/convert.py'),
                                'mlkit.convert._has': ('convert.html#_has', 'mlkit/convert.py'),
+                               'mlkit.convert._items': ('convert.html#_items', 'mlkit/convert.py'),
                                'mlkit.convert._open': ('convert.html#_open', 'mlkit/convert.py'),
                                'mlkit.convert._output': ('convert.html#_output', 'mlkit/convert.py'),
                                'mlkit.convert.convert': ('convert.html#convert', 'mlkit/convert.py')},

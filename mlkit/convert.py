@@ -12,6 +12,7 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import fastai
 import torch
 from fastai.learner import Learner, load_learner
 
-from .bundle import ManyLabels, Numbers, OneLabel, Output
+from .bundle import InputError, ManyLabels, Numbers, OneLabel, Output
 from .config import MlkitError
 from .export import export
 from .express import ExportError, output_kind
+from .inference import READERS
+from .inputs import Inputs, Strings
 from .task import Task, task_of
 
 # %% ../nbs/08_convert.ipynb #0f7fa52a
@@ -94,6 +97,10 @@ def _output(learn: Learner, task: Task) -> Output:
         ),
         "numbers": lambda: Numbers(units=("",) * len(vocab)),
     }
+    if kind not in plain:
+        raise ExportError(
+            f"the outputs are a {kind}, of which an export does not say enough", "output"
+        )
     return plain[kind]()
 
 
@@ -103,10 +110,34 @@ def _arch(learn: Learner) -> str:
     return name[:80]
 
 
+def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
+    "Return the inputs in the folder `inputs`, as the Learner takes them, without those that no server would take."
+    spec, needed = task.data.input_spec(learn), task.data.files(learn, folder)
+    reader = READERS[spec.kind](spec, lambda name: needed[name].read_bytes())
+    good, bad = [], []
+    for item in islice(Inputs([str(folder / "inputs")], spec), 512):
+        content = item.content
+        try:
+            if isinstance(content, Path):
+                read = reader.from_file(content.read_bytes())
+            elif isinstance(content, Strings):
+                read = reader.from_strings(content)
+            else:
+                read = reader.from_json(content, item.name)
+            reader.read(read)
+            good.append(content if spec.kind == "image" else read)
+        except InputError as e:
+            bad.append(str(e))
+    if not good:
+        raise ConvertError(
+            f"none of the {len(bad)} inputs can be asked of it: {'; '.join(bad[:10])}"
+        )
+    return good
+
+
 def _convert(folder: Path, job: dict[str, Any]) -> None:
     learn = _open(folder / "export.pkl", job["names"])
     task = task_of(learn)
-    files = sorted((folder / "inputs").iterdir())
     export(
         learn,
         folder / "bundle",
@@ -116,7 +147,7 @@ def _convert(folder: Path, job: dict[str, Any]) -> None:
         lineage={},
         task=task.name,
         output=_output(learn, task),
-        examples=files,
+        examples=_items(learn, task, folder),
         calibration=0,
     )
 
