@@ -32,9 +32,23 @@ _BY_LOSS = {
         "CrossEntropyLoss",
         "LabelSmoothingCrossEntropy",
         "FocalLoss",
+        "cross_entropy",
     ),
-    "labels": ("BCEWithLogitsLossFlat", "BCEWithLogitsLoss"),
-    "numbers": ("MSELossFlat", "MSELoss", "L1LossFlat", "L1Loss", "HuberLoss", "SmoothL1Loss"),
+    "labels": (
+        "BCEWithLogitsLossFlat",
+        "BCEWithLogitsLoss",
+        "binary_cross_entropy_with_logits",
+    ),
+    "numbers": (
+        "MSELossFlat",
+        "MSELoss",
+        "L1LossFlat",
+        "L1Loss",
+        "HuberLoss",
+        "SmoothL1Loss",
+        "mse_loss",
+        "l1_loss",
+    ),
 }
 
 
@@ -46,10 +60,16 @@ def output_kind(
     name = getattr(getattr(loss, "func", loss), "__class__", type(loss)).__name__
     names = {type(loss).__name__, name, getattr(loss, "__name__", "")}
     for kind, known in _BY_LOSS.items():
-        if any(n.startswith(k) or n.endswith(k) for n in names - {""} for k in known):
+        if any(
+            n == k or k[0].isupper() and (n.startswith(k) or n.endswith(k))
+            for n in names - {""}
+            for k in known
+        ):
             return "mask" if kind == "label" and getattr(loss, "axis", -1) == 1 else kind
+    said = getattr(loss, "__name__", type(loss).__name__)
     raise ExportError(
-        f"the loss {type(loss).__name__} does not say what the outputs are; taken are cross-entropy, BCEWithLogits, MSE, L1 and their kin",
+        f"the loss {said} does not say what the outputs are; taken are cross-entropy, BCEWithLogits, MSE, L1 and their kin: "
+        "give the Learner the nearest as loss_func before the export, such as CrossEntropyLossFlat()",
         "loss",
     )
 
@@ -84,8 +104,8 @@ def answers(
     "Return what `learn` says of all examples, as the graph would; raise `ExportError` if a number is not finite."
     with learn.no_bar():
         found = learn.get_preds(dl=dl)[0]
-    if output_kind(learn) == "mask":
-        found = found.argmax(1).float()
+    if output_kind(learn) == "mask" or not hasattr(learn.loss_func, "activation"):
+        found = activation(learn)(found)  # torch's own losses do not tell fastai of one
     if not torch.isfinite(found).all():
         raise ExportError(
             "the Learner's outputs are not finite; train it anew with a lower learning rate",
