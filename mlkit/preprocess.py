@@ -463,7 +463,7 @@ def _held_out(found: Audit, settings: Settings) -> set[tuple[str, str]]:
 def _check_enough(found: Audit, data: DataSettings) -> None:
     if len(found.labels) < 2:
         raise DataError(
-            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart. {_EXPECTED}"
+            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart"
         )
     given = {p.example.part for p in found.pictures} != {""}
     distinct = {
@@ -478,13 +478,13 @@ def _check_enough(found: Audit, data: DataSettings) -> None:
         where = " in train/" if given else ""
         bad = f"; {len(found.quarantine)} files could not be read" if found.quarantine else ""
         raise DataError(
-            f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different pictures{where}: {said}{bad}. "
+            f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different examples{where}: {said}{bad}. "
             "Add examples, remove the class, or lower data.min_examples",
             list(found.quarantine),
         )
     if given and not any(p.example.part == "valid" for p in found.readable):
         raise DataError(
-            f"{found.source!r} has no readable picture to validate with; add some, or remove the empty folder"
+            f"{found.source!r} has no readable example to validate with; add some, or remove the empty folder"
         )
 
 # %% ../nbs/02_preprocess.ipynb #ee4d6cce

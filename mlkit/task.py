@@ -6,14 +6,15 @@
 __all__ = ['TASKS', 'Task', 'infer_task', 'task_of']
 
 # %% ../nbs/05_task.ipynb #199dd1d3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from fastai.learner import Learner
 
 import mlkit.pictures as pictures
+import mlkit.texts as texts
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
 from .express import ExportError, output_kind
@@ -29,23 +30,32 @@ class Task:
     evaluate: Callable[[Learner, Settings], Any]  # gives an evaluation
     epochs: int  # unless `train.epochs` says it
     use: str  # what the card says that the model is for
+    defaults: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # section → key → value, in place of the settings' own
 
     def settled(
         self,
         settings: Settings,
     ) -> Settings:
         "Return the settings with what they leave to the task."
-        train = settings.train
-        if not train.epochs:
-            train = train.model_copy(update={"epochs": self.epochs})
+        for section, values in (("train", {"epochs": self.epochs}), *self.defaults.items()):
+            part, plain = getattr(settings, section), type(getattr(settings, section))()
+            left = {k: v for k, v in values.items() if getattr(part, k) == getattr(plain, k)}
+            settings = settings.model_copy(update={section: part.model_copy(update=left)})
         data = settings.data.model_copy(update={"task": self.name})
-        return settings.model_copy(update={"train": train, "data": data})
+        return settings.model_copy(update={"data": data})
 
 
 def _evaluate(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn, tta=settings.train.tta)
 
 
+def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
+    return evaluate(learn)
+
+
+_OF_TEXTS = {"model": {"arch": "bag", "pretrained": False}, "train": {"lr": 1e-2}}
 TASKS = {
     task.name: task
     for task in (
@@ -58,9 +68,19 @@ TASKS = {
             "For pictures like those it was trained on, each of which shows exactly one of the classes. Not for pictures that show none of "
             "them or several: it answers with one of its classes whatever it is shown.",
         ),
+        Task(
+            "text-classification",
+            texts,
+            "label",
+            _evaluate_classes,
+            10,
+            "For texts like those it was trained on, in the same language, each of which belongs to exactly one of the classes. It has read "
+            "nothing else: of words that training did not have it knows nothing.",
+            _OF_TEXTS,
+        ),
     )
 }
-_DATA = (pictures,)  # in the order in which a source is offered to them
+_DATA = (texts, pictures)  # in the order in which a source is offered to them
 
 # %% ../nbs/05_task.ipynb #96bd11df
 def infer_task(
