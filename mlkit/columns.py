@@ -10,7 +10,6 @@ __all__ = ['SUFFIXES', 'read_table', 'type_of', 'Goal', 'find_goal', 'kind_of', 
 # %% ../nbs/02_columns.ipynb #4425e311
 import csv
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ import mlkit.express as express
 from .bundle import Category, Column, Number, TableInput
 from .config import Settings, SettingsError
 from .express import ExportError
+from .preprocess import SUFFIXES as PICTURES
 from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
 
@@ -302,15 +302,13 @@ def kind_of(
     if not _is_table(source, settings):
         return None
     frame = read_table(source, settings)
-    if _names_files(frame, Path(source).parent):
+    if "path" in frame and frame["path"].astype(str).str.lower().str.endswith(_PICTURES).all():
         return None
     goal = find_goal(frame, settings)
     return goal.task, "; ".join(goal.reasons)
 
 
-def _names_files(frame: pd.DataFrame, folder: Path) -> bool:
-    first = (frame[c].dropna().iloc[:1] for c in frame if type_of(frame[c]) == "text")
-    return any(os.path.isfile(folder / v) for values in first for v in values)
+_PICTURES = tuple(PICTURES)
 
 
 def _is_table(source: str, settings: Settings) -> bool:

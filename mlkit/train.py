@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EPOCHS', 'PATIENCE', 'TrainError', 'TrainInterrupted', 'KeepBest', 'Diary', 'Chance', 'set_chance', 'Continue',
-           'read_checkpoint', 'TrainingLoss', 'training_loss', 'drawing', 'Average', 'StopAtNaN', 'first_not_finite',
-           'is_out_of_memory', 'find_lr', 'choose_precision', 'head_learner', 'Fit', 'fit']
+           'read_checkpoint', 'TrainingLoss', 'StandardLoss', 'units_layer', 'training_loss', 'drawing', 'Average',
+           'StopAtNaN', 'first_not_finite', 'is_out_of_memory', 'find_lr', 'choose_precision', 'head_learner', 'Fit',
+           'fit']
 
 # %% ../nbs/04_train.ipynb #ac8781f0
 import itertools
@@ -32,12 +33,13 @@ from fastai.callback.training import BnFreeze, GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.imports import in_notebook, noop
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from .cache import BatchDL, Kept, on_pixels, targets_of
 from .config import MlkitError, Settings, TrainSettings, keep_freed_blocks
@@ -308,29 +310,70 @@ class TrainingLoss(Callback):
         self.learn.loss_func = self.own
 
 
+class StandardLoss:
+    "Mean squared error of numbers in standard deviations of the training targets."
+
+    def __init__(
+        self,
+        std: torch.Tensor,  # of each number
+    ):
+        self.std = std
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return mse_loss(outputs / self.std, targets / self.std)
+
+
+def units_layer(
+    learn: Learner,
+) -> nn.Linear | None:
+    "Return the last layer if it puts numbers into their units, as `model.in_units` makes it."
+    last = list(learn.model.modules())[-1]
+    return last if isinstance(last, nn.Linear) and not list(last.parameters()) else None
+
+
 def training_loss(
-    learn: Learner,  # its own loss is kept unless it is fastai's cross-entropy
+    learn: Learner,  # its own loss is kept unless it is fastai's for labels or masks, or of numbers in units
     options: TrainSettings,  # `label_smoothing` and `balance`
 ) -> Callable:
-    "Return the loss to train with."
-    if type(learn.loss_func) is not CrossEntropyLossFlat:
+    "Return the loss to train with; raise `TrainError` where there are no classes to be balanced."
+    kind, units = type(learn.loss_func), units_layer(learn)
+    if units:
+        return StandardLoss(units.weight.diagonal())
+    if kind not in (CrossEntropyLossFlat, BCEWithLogitsLossFlat):
         return learn.loss_func
-    weight = None
+    many, weight = kind is BCEWithLogitsLossFlat, None
     if options.balance == "weights":
-        counts = targets_of(learn.dls.train_ds).bincount(minlength=learn.dls.c).float()
-        weight = (counts.sum() / len(counts) / counts).as_subclass(torch.Tensor)
+        targets = _classes_of(learn)
+        counts = targets.sum(0) if many else targets.bincount(minlength=learn.dls.c).float()
+        rest = len(targets) - counts if many else counts.sum() / len(counts)
+        weight = (rest / counts).as_subclass(torch.Tensor)
         weight = weight.to(next(learn.model.parameters()).device)
-    return CrossEntropyLossFlat(weight=weight, label_smoothing=options.label_smoothing)
+    if many:
+        return learn.loss_func if weight is None else BCEWithLogitsLossFlat(pos_weight=weight)
+    axis, smoothing = learn.loss_func.axis, options.label_smoothing
+    return CrossEntropyLossFlat(weight=weight, axis=axis, label_smoothing=smoothing)
+
+
+def _classes_of(learn: Learner) -> torch.Tensor:
+    if units_layer(learn) or getattr(learn.loss_func, "axis", -1) == 1:
+        raise TrainError(
+            "train.balance evens out labels, and numbers or masks have none; set it to none"
+        )
+    return targets_of(learn.dls.train_ds)
 
 
 def drawing(
-    targets: torch.Tensor,  # class of each example
+    targets: torch.Tensor,  # class of each example, or examples × labels
     options: TrainSettings,  # `balance`
 ) -> Callable[[list[int]], list[int]]:
-    "Return what puts examples into the order of an epoch: each once, or as many of each class."
+    "Return what puts examples into the order of an epoch: each once, or as many of each class, an example counting by its rarest label."
     if options.balance != "oversample":
         return lambda rows: random.sample(rows, len(rows))
-    weights = (1 / targets.bincount()[targets]).tolist()
+    if targets.ndim == 1:
+        weights = (1 / targets.bincount()[targets]).tolist()
+    else:
+        share = targets / targets.sum(0).clamp(min=1)
+        weights = share.amax(1).clamp(min=1 / len(targets)).tolist()
     return lambda rows: random.choices(rows, weights, k=len(rows))
 
 # %% ../nbs/04_train.ipynb #89723252
@@ -494,7 +537,7 @@ def head_learner(
         return None
     once = learn.dls.train.new(shuffle=False, drop_last=False)
     train = _features(network, _views(once, views, learn.dls, options.seed), precision, views)
-    targets = targets_of(learn.dls.train_ds).repeat(views)
+    targets = torch.cat([targets_of(learn.dls.train_ds)] * views)
     draw = drawing(targets, options)
     passes = {
         "n": len(targets) * options.head_epochs,
@@ -587,7 +630,10 @@ def fit(
         changed = settings.train.model_copy(update={"epochs": EPOCHS})
         settings = settings.model_copy(update={"train": changed})
     options = settings.train
-    precision = choose_precision(options.precision)
+    asked = options.precision
+    if asked == "auto" and units_layer(learn):  # a half has three digits: 20,001 would be 20,000
+        asked = "fp32"
+    precision = choose_precision(asked)
     keep_freed_blocks(1 << 30)
     began = time.monotonic()
     terminal = in_notebook() or sys.stdout.isatty()
@@ -721,7 +767,7 @@ class _Plan:
     def _loaders(self) -> DataLoaders:
         dls, changes = self.learn.dls, {"bs": self.last.batch}
         if self.settings.train.balance == "oversample":
-            changes["shuffle_fn"] = drawing(targets_of(dls.train_ds), self.settings.train)
+            changes["shuffle_fn"] = drawing(_classes_of(self.learn), self.settings.train)
         train = dls.train.new(**changes)
         valid = dls.valid.new(bs=self.last.batch)
         return DataLoaders(train, valid, path=dls.path, device=dls.device)
@@ -742,7 +788,9 @@ class _Plan:
         self.best.skipped = self.diary.skipped = done
         self.last.phase = phase
         cbs = [Chance(options.seed, phase), BnFreeze(), self.nan, self.diary, self.best, self.last]
-        cbs.append(TrainingLoss(training_loss(self.learn, options), self.own_loss))
+        loss = training_loss(self.learn, options)
+        judge = loss if isinstance(loss, StandardLoss) else self.own_loss
+        cbs.append(TrainingLoss(loss, judge))
         cbs += [ChannelsLast()] if options.channels_last and learn is self.learn else []
         cbs += [MixUp(options.mixup)] if options.mixup and whole else []
         cbs += [Average(options.ema)] if options.ema and whole else []
