@@ -24,9 +24,19 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from mlkit.columns import Audit, answers, audit, dataloaders, learner, read_table, split
+from mlkit.columns import (
+    Audit,
+    answers,
+    audit,
+    dataloaders,
+    input_spec,
+    learner,
+    read_table,
+    split,
+)
 from mlkit.config import load_settings
 from mlkit.runs import Run
+from mlkit.table import TableReader
 from mlkit.task import TASKS
 from mlkit.train import fit
 
@@ -34,8 +44,10 @@ from mlkit.train import fit
 TABLES = {"diamonds": (1, 3), "titanic": (5, 5), "penguins": (2, 5)}
 
 
-def ours(rows: pd.DataFrame, test: pd.DataFrame, seed: int) -> tuple[Audit, np.ndarray]:
-    "Return what the audit found, and the Learner's answers to the test rows."
+def ours(
+    rows: pd.DataFrame, test: pd.DataFrame, seed: int
+) -> tuple[Audit, pd.DataFrame, np.ndarray]:
+    "Return what the audit found, the test rows that the model takes, and the Learner's answers to them."
     with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stderr(io.StringIO()):
         settings = load_settings(f"paths.runs={tmp}", "data.valid=0.1", f"train.seed={seed}")
         found = audit(rows, settings)
@@ -43,9 +55,11 @@ def ours(rows: pd.DataFrame, test: pd.DataFrame, seed: int) -> tuple[Audit, np.n
         dls = dataloaders(split(found, settings), settings)
         learn = learner(dls, settings)
         fit(learn, settings, Run.start(settings, join=False))
+        needed = sorted(TableReader(input_spec(learn)).needed)  # never missing in training
+        test = test.dropna(subset=needed).reset_index(drop=True)
         asked = test[list(found.features)].to_dict("records")
         asked = [{k: v for k, v in row.items() if not pd.isna(v)} for row in asked]
-        return found, answers(learn, asked)
+        return found, test, answers(learn, asked)
 
 
 def theirs(found: Audit, rows: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
@@ -71,9 +85,7 @@ def errors(frame: pd.DataFrame, table: str) -> Iterator[tuple[str, float, float]
         folds = kind(5, shuffle=True, random_state=seed).split(frame, y)
         for rows, test in list(folds)[:used]:
             rows, test = (frame.iloc[i].reset_index(drop=True) for i in (rows, test))
-            full = [c for c in frame if rows[c].notna().all() and frame[c].dtype.kind in "if"]
-            test = test.dropna(subset=full).reset_index(drop=True)  # others the model refuses
-            found, a = ours(rows, test, seed)
+            found, test, a = ours(rows, test, seed)
             b, truth = theirs(found, rows, test), test[found.goal.targets[0]]
             if found.goal.kind == "regression":
                 truth = np.log(truth) if found.goal.logs[0] else truth

@@ -268,7 +268,8 @@ def targets_of(
     if isinstance(dataset, Kept):
         return dataset.targets
     if isinstance(dataset, Tabular):
-        return torch.tensor(dataset.ys.iloc[:, 0].to_numpy())
+        values = torch.tensor(dataset.ys.iloc[:, 0].to_numpy())
+        return values if values.is_floating_point() else values.long()
     labels = [dataset.tls[1][i] for i in range(len(dataset))]
     return type(labels[0])(torch.stack([torch.as_tensor(x) for x in labels]))
 

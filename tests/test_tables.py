@@ -282,3 +282,43 @@ def test_the_open_inference_protocol_takes_rows(http: httpx.Client) -> None:
     asked["inputs"][0]["data"] = [json.dumps(FLAT | {"size": "80"})]
     answer = http.post("/v2/models/rent/infer", json=asked)
     assert answer.status_code == 422 and "size: " in answer.text
+
+
+# ---------------------------------------------------------------- a fit that is stopped
+
+
+def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    from fastai.callback.core import Callback
+
+    from mlkit.columns import audit, dataloaders, learner, split
+    from mlkit.config import load_settings
+    from mlkit.runs import Run
+    from mlkit.task import TASKS
+    from mlkit.train import TrainInterrupted, fit
+
+    class Stop(Callback):
+        def after_epoch(self) -> None:
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+
+    Stop.order = 100  # after the checkpoint
+
+    def fitted(*sets: str, stop: bool = False) -> tuple[Any, Run]:
+        settings = load_settings(f"paths.runs={tmp_path}", "train.epochs=3", *sets)
+        found = audit("sklearn:wine", settings)
+        settings = TASKS[found.goal.task].settled(settings)
+        learn = learner(dataloaders(split(found, settings), settings), settings)
+        run = Run.start(settings, join=False)
+        if stop:
+            learn.add_cb(Stop())
+            with pytest.raises(TrainInterrupted):
+                fit(learn, settings, run)
+        else:
+            fit(learn, settings, run)
+        return learn.model.state_dict(), run
+
+    rare = "train.balance=oversample"
+    whole, _ = fitted(rare)
+    _, run = fitted(rare, stop=True)
+    resumed, _ = fitted(rare, f"train.resume={run.file('checkpoints/last.pth')}")
+    assert all((resumed[k] == v).all() for k, v in whole.items())
