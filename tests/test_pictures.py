@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from sklearn.datasets import load_digits
 from mlkit.bundle import read_manifest
 from mlkit.mask import at_size, default_palette
 
-# a plain fastai process: it writes what the Learner says of picture files, and has no mlkit
+# a plain fastai process: it writes what Learners say of picture files, and has no mlkit
 PLAIN = """
 import sys; sys.modules["mlkit"] = None
 import numpy as np
 import fastai.callback.all
 from fastai.learner import load_learner
-learn = load_learner(sys.argv[1])
-with learn.no_bar():
-    out = learn.get_preds(dl=learn.dls.test_dl(sys.argv[3:], num_workers=0))[0]
-np.save(sys.argv[2], (out.argmax(1) if out.ndim == 4 else out).numpy())
+bundles, files = sys.argv[1].split(","), sys.argv[2:]
+for bundle in bundles:
+    learn = load_learner(bundle + "/learner.pkl")
+    with learn.no_bar():
+        out = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0]
+    np.save(bundle.split("/")[-2], (out.argmax(1) if out.ndim == 4 else out).numpy())
 """
 DIGITS = ("three", "five", "seven")
 SMALL = {
@@ -91,8 +94,8 @@ class Trained:
             self.apart += sorted((folder / f"apart{i}/images").iterdir())
         self.said = {
             "labels": self._pipeline("data/labels.csv", "labels", 14),
-            "ink": self._pipeline("data/ink.csv", "ink", 6),
-            "masks": self._pipeline("data", "masks", 4, "data.resize=crop"),
+            "ink": self._pipeline("data/ink.csv", "ink", 14),
+            "masks": self._pipeline("data", "masks", 14, "data.resize=crop"),
         }
 
     def _pipeline(self, source: str, name: str, epochs: int, *assignments: str) -> str:
@@ -108,13 +111,14 @@ class Trained:
     def bundle(self, name: str) -> Path:
         return self.models / name / "1"
 
-    def plain(self, name: str) -> np.ndarray:
-        "What the exported Learner says of the files where there is no mlkit."
-        out = self.folder / f"{name}.npy"
-        command = [sys.executable, "-W", "ignore", "-c", PLAIN, self.bundle(name) / "learner.pkl"]
-        done = subprocess.run([*command, out, *self.apart], capture_output=True, text=True)
+    @cached_property
+    def plain(self) -> dict[str, np.ndarray]:
+        "What the exported Learners say of the files where there is no mlkit, by name of the model."
+        bundles = ",".join(str(self.bundle(name)) for name in self.said)
+        command = [sys.executable, "-W", "ignore", "-c", PLAIN, bundles, *self.apart]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return np.load(out)
+        return {name: np.load(self.folder / f"{name}.npy") for name in self.said}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def test_the_task_is_found_out_and_said(
 
 
 def test_many_labels(trained: Trained, server: Server) -> None:
-    found, theirs = predictions(server, "labels", trained), trained.plain("labels")
+    found, theirs = predictions(server, "labels", trained), trained.plain["labels"]
     ours = np.array([list(p["probabilities"].values()) for p in found])
     assert np.abs(ours - theirs).max() <= 1e-4
     told = info(server, "labels")
@@ -177,7 +181,7 @@ def test_many_labels(trained: Trained, server: Server) -> None:
 
 
 def test_a_number(trained: Trained, server: Server) -> None:
-    found, theirs = predictions(server, "ink", trained), trained.plain("ink")
+    found, theirs = predictions(server, "ink", trained), trained.plain["ink"]
     ours = np.array([[one["values"]["ink"]] for one in found])
     assert (np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max() <= 1e-4
     assert {json.dumps(one["units"]) for one in found} == {'{"ink": "mg"}'}
@@ -190,7 +194,7 @@ def test_a_number(trained: Trained, server: Server) -> None:
 
 
 def test_a_mask_has_the_size_of_the_picture(trained: Trained, server: Server) -> None:
-    found, theirs = predictions(server, "masks", trained), trained.plain("masks")
+    found, theirs = predictions(server, "masks", trained), trained.plain["masks"]
     manifest = read_manifest(trained.bundle("masks"))
     assert manifest.vocab == ("paper", *DIGITS) and manifest.metrics["dice"] > 0.4
     for one, path, model in zip(found, trained.apart, theirs, strict=True):
