@@ -103,9 +103,15 @@ def _from_file(path: Path) -> pd.DataFrame:
             return pd.read_feather(path)
         head = path.read_bytes()[: 1 << 16].decode("utf-8-sig", errors="ignore").split("\n")[0]
         sep = max(",;\t|", key=head.count)
-        return pd.read_csv(
+        frame = pd.read_csv(
             path, sep=sep, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
         )
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError("its rows have more cells than the head")
+        names = next(
+            csv.reader([head], delimiter=sep)
+        )  # as they are: pandas makes a.1 of a second a
+        return frame.set_axis([n or c for n, c in zip(names, frame.columns, strict=True)], axis=1)
     except FileNotFoundError as e:
         raise DataError(f"{str(path)!r} does not exist; give a CSV or Parquet file") from e
     except (ValueError, OSError) as e:  # ParserError, ArrowInvalid, UnicodeDecodeError, …
@@ -490,10 +496,9 @@ def _useless(values: pd.Series, name: str) -> str | None:
         return "it never changes"
     if kind == "text" and count >= 20 and count > 0.9 * values.notna().sum():
         return f"it names the row: {count} different words in {len(values)} rows"
-    whole = values.dtype == "int64" and count == len(values)
-    if whole and (
-        _IDENTIFIER.search(name) or (count >= 20 and values.max() - values.min() == count - 1)
-    ):
+    each = values.dtype == "int64" and count > 0.9 * len(values)  # rows may be there twice
+    in_turn = count >= 20 and values.max() - values.min() == count - 1
+    if each and (in_turn or _IDENTIFIER.search(name)):
         return "it numbers the rows"
     return None
 
@@ -942,7 +947,7 @@ def _column(values: Sequence[Any], kind: str) -> pd.Series:
 
 def _decoded(dataset: TabularPandas) -> pd.DataFrame:
     "Return the rows before the procs, of a dataset that was made elsewhere."
-    table = dataset.copy().decode()
+    table = dataset.new(dataset.items).decode()
     frame, fill = table.items, next((p for p in table.procs.fs if isinstance(p, FillMissing)), None)
     for c in fill.na_dict if fill and fill.add_col else ():
         frame[c] = frame[c].where(frame[f"{c}_na"].astype(str) != "True", np.nan)

@@ -35,9 +35,23 @@ _BY_LOSS = {
         "CrossEntropyLoss",
         "LabelSmoothingCrossEntropy",
         "FocalLoss",
+        "cross_entropy",
     ),
-    "labels": ("BCEWithLogitsLossFlat", "BCEWithLogitsLoss"),
-    "numbers": ("MSELossFlat", "MSELoss", "L1LossFlat", "L1Loss", "HuberLoss", "SmoothL1Loss"),
+    "labels": (
+        "BCEWithLogitsLossFlat",
+        "BCEWithLogitsLoss",
+        "binary_cross_entropy_with_logits",
+    ),
+    "numbers": (
+        "MSELossFlat",
+        "MSELoss",
+        "L1LossFlat",
+        "L1Loss",
+        "HuberLoss",
+        "SmoothL1Loss",
+        "mse_loss",
+        "l1_loss",
+    ),
 }
 
 
@@ -49,10 +63,16 @@ def output_kind(
     name = getattr(getattr(loss, "func", loss), "__class__", type(loss)).__name__
     names = {type(loss).__name__, name, getattr(loss, "__name__", "")}
     for kind, known in _BY_LOSS.items():
-        if any(n.startswith(k) or n.endswith(k) for n in names - {""} for k in known):
+        if any(
+            n == k or k[0].isupper() and (n.startswith(k) or n.endswith(k))
+            for n in names - {""}
+            for k in known
+        ):
             return "mask" if kind == "label" and getattr(loss, "axis", -1) == 1 else kind
+    said = getattr(loss, "__name__", type(loss).__name__)
     raise ExportError(
-        f"the loss {type(loss).__name__} does not say what the outputs are; taken are cross-entropy, BCEWithLogits, MSE, L1 and their kin",
+        f"the loss {said} does not say what the outputs are; taken are cross-entropy, BCEWithLogits, MSE, L1 and their kin: "
+        "give the Learner the nearest as loss_func before the export, such as CrossEntropyLossFlat()",
         "loss",
     )
 
@@ -103,6 +123,10 @@ def answers(
     else:
         with learn.no_bar():
             found = learn.get_preds(dl=dl)[0]
+        if not hasattr(
+            learn.loss_func, "activation"
+        ):  # torch's own losses do not tell fastai of one
+            found = activation(learn)(found)
     if not torch.isfinite(found).all():
         raise ExportError(
             "the Learner's outputs are not finite; train it anew with a lower learning rate",

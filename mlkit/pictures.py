@@ -18,6 +18,7 @@ from fastai.layers import ToTensorBase
 from fastai.learner import Learner
 from fastai.vision.augment import AffineCoordTfm, Resize
 from fastai.vision.core import AddMaskCodes, PILImage, PILImageBW
+from fasttransform import compose_tfms
 from PIL import Image
 from torch import nn
 
@@ -93,18 +94,25 @@ def _numbers(values: torch.Tensor) -> tuple[float, ...]:
 
 
 def _color(learn: Learner) -> str:
-    types = learn.dls.valid_ds.tls[0].types
-    for kind, color in ((PILImageBW, "L"), (PILImage, "RGB")):
-        if any(t is kind for t in types):
-            return color
-    raise ExportError(
-        f"the Learner's inputs are {types[-1].__name__}; only pictures are taken",
-        types[-1].__name__,
-    )
+    lists, inputs = getattr(learn.dls.valid_ds, "tls", None), getattr(learn.dls, "n_inp", 1)
+    if not lists or inputs != 1:
+        holds = f"{inputs} inputs" if lists else f"a {type(learn.dls.valid_ds).__name__} as data"
+        raise ExportError(
+            f"the Learner has {holds}; what becomes of a picture can be read off a DataBlock or Datasets with one input",
+            "data",
+        )
+    if not (last := lists[0].tfms.fs[-1]).name.endswith(".create"):
+        raise _unsayable(last, "type")
+    made = lists[0].types[-1]
+    if color := {PILImageBW: "L", PILImage: "RGB"}.get(made):
+        return color
+    name = getattr(made, "__name__", str(made))
+    raise ExportError(f"the Learner's inputs are {name}; only pictures are taken", name)
 
 
 def _unsayable(transform: Any, where: str) -> ExportError:
-    name = type(transform).__name__
+    kind = type(transform).__name__
+    name = transform.name if kind == "Transform" else kind  # it wraps a function
     return ExportError(
         f"the {where} transform {name} runs at prediction, and a bundle has no word for it; taken are Resize, ToTensor, "
         "IntToFloatTensor, Normalize, and any that run in training alone (split_idx = 0)",
@@ -165,7 +173,10 @@ def examples(
 ) -> list[Path]:
     "Return the files of that part, in order."
     dataset = learn.dls.train_ds if part == "train" else learn.dls.valid_ds
-    return [Path(item[0] if isinstance(item, tuple) else item) for item in dataset.items]
+    pictures = dataset.tls[0]  # its first steps may look for the file, as in a row of a table
+    steps = pictures.tfms.fs[: pictures.infer_idx(Path())]
+    items = (pictures._get(i) for i in range(len(pictures)))
+    return [Path(compose_tfms(item, steps, split_idx=1)) for item in items]
 
 
 def sent(
