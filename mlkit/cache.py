@@ -26,6 +26,7 @@ import torch
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import ToTensor
 from fastai.learner import Learner
+from fastai.tabular.core import Tabular
 from fastai.text.data import SortedDL, TensorText
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILBase
@@ -88,9 +89,10 @@ def find_recipe(
     dls: DataLoaders,  # over pictures
 ) -> Recipe | None:
     "Return the recipe of `dls`, or None when their items are made by more than a `Resize`."
-    steps, kind = list(dls.valid.after_item.fs), type(dls.valid_ds.tls[0][0])
+    steps = list(dls.valid.after_item.fs)
     if [type(t) for t in steps] != [Resize, ToTensor] or dls.valid.before_batch.fs:
         return None
+    kind = type(dls.valid_ds.tls[0][0])
     return Recipe(kind, steps[0]) if issubclass(kind, PILBase) else None
 
 # %% ../nbs/02_cache.ipynb #7d47732b
@@ -260,11 +262,13 @@ class TextDL(BatchDL, SortedDL):
 
 
 def targets_of(
-    dataset: Datasets,  # of pictures with a label
+    dataset: Datasets | Tabular,  # with a label each
 ) -> torch.Tensor:
     "Return the targets of all examples, without reading a picture."
     if isinstance(dataset, Kept):
         return dataset.targets
+    if isinstance(dataset, Tabular):
+        return torch.tensor(dataset.ys.iloc[:, 0].to_numpy())
     labels = [dataset.tls[1][i] for i in range(len(dataset))]
     return type(labels[0])(torch.stack([torch.as_tensor(x) for x in labels]))
 

@@ -77,6 +77,9 @@ class DataSettings(_Section):
         description="columns to predict, comma-separated; empty = inferred from the columns' names",
     )
     ignore: str = Field("", description="columns that are not learned from, comma-separated")
+    keep: str = Field(
+        "", description="columns that are learned from against the audit's advice, comma-separated"
+    )
     group: str = Field("", description="column whose equal values stay in one part of the split")
     time: str = Field("", description="column to split by: the latest rows are held out")
     missing: Literal["fill", "refuse"] = Field(
@@ -163,7 +166,9 @@ class TrainSettings(_Section):
         True, description="weights with the channels last in memory: faster on most devices"
     )
     patience: int = Field(
-        3, ge=1, description="epochs without a better validation loss before it stops"
+        0,
+        ge=0,
+        description="epochs without a better validation loss before it stops; 0 = by the task: 3 for pictures",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto = by the device"

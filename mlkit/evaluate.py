@@ -312,7 +312,7 @@ def evaluate(
         found = Evaluation(
             _labels(learn.dls.vocab),
             probabilities.numpy(),
-            truth.numpy(),
+            truth.flatten().numpy(),  # of tables a column
             float(torch.as_tensor(losses).mean()),
             tuple(x[0] for x in items if isinstance(x, tuple) and isinstance(x[0], Path)),
         )

@@ -36,11 +36,11 @@ def write_onnx(
 ) -> None:
     "Write the network and what the loss implies as ONNX; raise `ExportError` when torch cannot export it."
     network, example = copy.deepcopy(data.network(learn)).cpu().float().eval(), data.example(learn)
-    quiet = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
+    quiet = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
     levels = [log.level for log in quiet]
     try:
         for log in quiet:
-            log.setLevel(logging.ERROR)
+            log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -54,10 +54,10 @@ def write_onnx(
                 external_data=False,
                 verbose=False,
             )
-    except Exception as e:  # the exporter's errors share no root
-        raise ExportError(
-            f"torch cannot export this network to ONNX: {e}", type(learn.model).__name__
-        ) from e
+    except Exception as e:  # the exporter's errors share no root, and are pages long
+        cause, own = e.__cause__ or e, type(learn.model).__name__
+        said = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        raise ExportError(f"torch cannot export the network {own} to ONNX: {said}", own) from e
     finally:
         for log, level in zip(quiet, levels, strict=True):
             log.setLevel(level)
@@ -82,7 +82,10 @@ def parity(
 ) -> Parity:
     "Return how far `predictor` is from `learn` on these items."
     theirs, ours = data.answers(learn, items), _answers(predictor, items, data)
-    kind = predictor.manifest.output.kind
+    kind, vocab = predictor.manifest.output.kind, predictor.manifest.vocab
+    if kind != "mask" and ours.shape[1:] != (len(vocab),):
+        said = f"the network gives {ours.shape[1:]} numbers, and there are {len(vocab)} labels"
+        raise ExportError(f"{said} ({', '.join(vocab[:10])})", "vocab")
     if kind == "mask":
         off = float((ours != theirs).mean(axis=(1, 2)).max())
         return Parity(examples=len(items), max_difference=off, labels_equal=off <= _OFF[kind])

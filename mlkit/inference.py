@@ -18,6 +18,7 @@ from .bundle import BundleError, InputError, Manifest, read_file, read_manifest
 from .config import MlkitError
 from .engine import Engine, EngineError, Probe, choose, open_engine
 from .picture import PictureReader
+from .table import TableReader
 from .text import TextReader
 
 # %% ../nbs/07_inference.ipynb #eb8fffbb
@@ -41,7 +42,7 @@ def _graph(
     return precision
 
 # %% ../nbs/07_inference.ipynb #5d55616f
-READERS = {"image": PictureReader, "text": TextReader}
+READERS = {"image": PictureReader, "table": TableReader, "text": TextReader}
 
 
 class Predictor:

@@ -6,6 +6,7 @@
 __all__ = ['kind_of', 'described', 'input_spec', 'vocab', 'network', 'example', 'dynamic', 'files', 'examples', 'sent', 'answers']
 
 # %% ../nbs/03_pictures.ipynb #3816cf7f
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.layers import ToTensorBase
 from fastai.learner import Learner
 from fastai.vision.augment import AffineCoordTfm, Resize
-from fastai.vision.core import PILImage, PILImageBW
+from fastai.vision.core import AddMaskCodes, PILImage, PILImageBW
+from fasttransform import compose_tfms
 from PIL import Image
 from torch import nn
 
@@ -24,7 +27,7 @@ from .bundle import ImageInput
 from .config import Settings
 from .express import ExportError
 from .model import learner  # noqa: F401  a part of this module's face, as the next
-from .preprocess import audit, dataloaders, find_examples, split  # noqa: F401
+from .preprocess import audit, dataloaders, read_source, split  # noqa: F401
 
 # %% ../nbs/03_pictures.ipynb #781e3c98
 def kind_of(
@@ -32,8 +35,8 @@ def kind_of(
     settings: Settings,
 ) -> tuple[str, str] | None:
     "Return the task that the source is for and why, None if it holds no pictures; raise `DataError` if it is nothing at all."
-    find_examples(source, settings)
-    return "image-classification", "pictures with one label each"
+    found = read_source(source, settings)
+    return found.task, found.reason
 
 
 def described(
@@ -55,7 +58,7 @@ def _applied(pipeline: Any) -> list[Any]:
 
 
 def input_spec(
-    learn: Learner,  # for pictures with one label each
+    learn: Learner,  # for pictures
 ) -> ImageInput:
     "Return the preprocessing of `learn` as data; raise `ExportError` naming the first transform that cannot be said."
     dl = learn.dls.valid
@@ -69,7 +72,7 @@ def input_spec(
                 "pad_mode": str(t.pad_mode),
                 "interpolation": Image.Resampling(t.mode).name.lower(),
             }
-        elif type(t) is not ToTensor:
+        elif type(t) not in (ToTensor, AddMaskCodes):  # which only shows masks
             raise _unsayable(t, "item")
     for t in _applied(dl.after_batch):
         if type(t) is IntToFloatTensor:
@@ -91,18 +94,25 @@ def _numbers(values: torch.Tensor) -> tuple[float, ...]:
 
 
 def _color(learn: Learner) -> str:
-    types = learn.dls.valid_ds.tls[0].types
-    for kind, color in ((PILImageBW, "L"), (PILImage, "RGB")):
-        if any(t is kind for t in types):
-            return color
-    raise ExportError(
-        f"the Learner's inputs are {types[-1].__name__}; only pictures are taken",
-        types[-1].__name__,
-    )
+    lists, inputs = getattr(learn.dls.valid_ds, "tls", None), getattr(learn.dls, "n_inp", 1)
+    if not lists or inputs != 1:
+        holds = f"{inputs} inputs" if lists else f"a {type(learn.dls.valid_ds).__name__} as data"
+        raise ExportError(
+            f"the Learner has {holds}; what becomes of a picture can be read off a DataBlock or Datasets with one input",
+            "data",
+        )
+    if not (last := lists[0].tfms.fs[-1]).name.endswith(".create"):
+        raise _unsayable(last, "type")
+    made = lists[0].types[-1]
+    if color := {PILImageBW: "L", PILImage: "RGB"}.get(made):
+        return color
+    name = getattr(made, "__name__", str(made))
+    raise ExportError(f"the Learner's inputs are {name}; only pictures are taken", name)
 
 
 def _unsayable(transform: Any, where: str) -> ExportError:
-    name = type(transform).__name__
+    kind = type(transform).__name__
+    name = transform.name if kind == "Transform" else kind  # it wraps a function
     return ExportError(
         f"the {where} transform {name} runs at prediction, and a bundle has no word for it; taken are Resize, ToTensor, "
         "IntToFloatTensor, Normalize, and any that run in training alone (split_idx = 0)",
@@ -113,15 +123,25 @@ def _unsayable(transform: Any, where: str) -> ExportError:
 def vocab(
     learn: Learner,
 ) -> tuple[str, ...]:
-    "Return the labels, in the order of the outputs."
-    return tuple(map(str, learn.dls.vocab))
+    "Return the labels, or the names of numbers, in the order of the outputs."
+    dls = learn.dls
+    places = (dls, dls.valid.after_item)  # where fastai keeps the codes of masks
+    names = next((n for n in (getattr(p, "vocab", None) for p in places) if n), None)
+    return tuple(map(str, names or (f"number {i + 1}" for i in range(dls.c))))
 
 
 def network(
     learn: Learner,
 ) -> nn.Module:
     "Return the network that takes pictures and gives what the graph gives."
-    return nn.Sequential(learn.model, express.activation(learn))
+    model = copy.deepcopy(learn.model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(
+                child, ToTensorBase
+            ):  # a type for fastai; torch's exporter stumbles over it
+                setattr(module, name, nn.Identity())
+    return nn.Sequential(model, express.activation(learn))
 
 
 def example(
@@ -153,7 +173,10 @@ def examples(
 ) -> list[Path]:
     "Return the files of that part, in order."
     dataset = learn.dls.train_ds if part == "train" else learn.dls.valid_ds
-    return [Path(item[0] if isinstance(item, tuple) else item) for item in dataset.items]
+    pictures = dataset.tls[0]  # its first steps may look for the file, as in a row of a table
+    steps = pictures.tfms.fs[: pictures.infer_idx(Path())]
+    items = (pictures._get(i) for i in range(len(pictures)))
+    return [Path(compose_tfms(item, steps, split_idx=1)) for item in items]
 
 
 def sent(

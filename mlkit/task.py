@@ -13,11 +13,15 @@ from typing import Any
 
 from fastai.learner import Learner
 
+import mlkit.columns as columns
 import mlkit.pictures as pictures
 import mlkit.texts as texts
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
 from .express import ExportError, output_kind
+from .labelsets import LabelSets, evaluate_labels
+from .masks import Masks, evaluate_masks
+from .measure import Measures, evaluate_numbers, units_of
 
 # %% ../nbs/05_task.ipynb #61246723
 @dataclass(frozen=True)
@@ -55,6 +59,33 @@ def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn)
 
 
+def _evaluate_numbers(learn: Learner, settings: Settings) -> Measures:
+    names, logs = learn.dls.train_ds.y_names, learn.dls.train_ds.origin.goal.logs
+    units = units_of(settings.data.units, names)
+    return evaluate_numbers(learn, names=names, units=units, logs=logs)
+
+
+def _evaluate_labels(learn: Learner, settings: Settings) -> LabelSets:
+    return evaluate_labels(learn)
+
+
+def _evaluate_masks(learn: Learner, settings: Settings) -> Masks:
+    return evaluate_masks(learn)
+
+
+def _evaluate_amounts(learn: Learner, settings: Settings) -> Measures:
+    names = pictures.vocab(learn)
+    return evaluate_numbers(learn, names=names, units=units_of(settings.data.units, names))
+
+
+_ROWS = (
+    "For rows like those it was trained on, with the same columns, meant the same way and known at the same time. A number beyond those of "
+    "training is taken for the nearest of them, a word that training never had for no word at all."
+)
+_OF_ROWS = {
+    "model": {"arch": "tabular", "pretrained": False},
+    "train": {"lr": 5e-3, "patience": 1000},  # one cycle, to its end
+}
 _OF_TEXTS = {"model": {"arch": "bag", "pretrained": False}, "train": {"lr": 1e-2}}
 TASKS = {
     task.name: task
@@ -69,6 +100,35 @@ TASKS = {
             "them or several: it answers with one of its classes whatever it is shown.",
         ),
         Task(
+            "image-multilabel",
+            pictures,
+            "labels",
+            _evaluate_labels,
+            4,
+            "For pictures like those it was trained on. It says of each label for itself whether the picture has it, so it may give several or none. A "
+            "thing that is none of the labels is not told.",
+        ),
+        Task(
+            "image-regression",
+            pictures,
+            "numbers",
+            _evaluate_amounts,
+            4,
+            "For pictures like those it was trained on, taken the same way: distance, light and camera may change what is read off a picture. Numbers beyond "
+            "those of training are guesses.",
+        ),
+        Task(
+            "image-segmentation",
+            pictures,
+            "mask",
+            _evaluate_masks,
+            8,
+            "For pictures like those it was trained on. Each pixel gets the likeliest of the classes, whatever it shows; what is smaller than a pixel of the "
+            "model's size is not seen.",
+        ),
+        Task("table-classification", columns, "label", _evaluate_classes, 20, _ROWS, _OF_ROWS),
+        Task("table-regression", columns, "numbers", _evaluate_numbers, 20, _ROWS, _OF_ROWS),
+        Task(
             "text-classification",
             texts,
             "label",
@@ -80,7 +140,7 @@ TASKS = {
         ),
     )
 }
-_DATA = (texts, pictures)  # in the order in which a source is offered to them
+_DATA = (texts, columns, pictures)  # in the order in which a source is offered to them
 
 # %% ../nbs/05_task.ipynb #96bd11df
 def infer_task(

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,17 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from mlkit.bundle import ImageInput, Parity, write_bundle
+from mlkit.bundle import (
+    Category,
+    Column,
+    ImageInput,
+    ManyLabels,
+    Number,
+    Numbers,
+    Parity,
+    TableInput,
+    write_bundle,
+)
 from mlkit.registry import Registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores: threads would wait for one another
@@ -52,6 +62,31 @@ SLOW = """
     nothing = Sub(size, half)
     same = Add(mean, nothing)
     p = Softmax<axis = 1>(same)"""  # pure red takes half of `turns`, about a microsecond each; others none
+SIGMOID = "p = Sigmoid(mean)"
+ROWS = """
+<ir_version: 8, opset_import: ["" : 13]>
+gem (float[n, 3] x) => (float[n, 2] p) {{
+    {body}
+}}"""  # the codes of cut and round, and carat
+BRIGHT = """
+    each = Constant<value = float[3, 2] {0.0, 0.0, 0.0, 1.0, 0.0, 2.0}>()
+    z = MatMul(x, each)
+    p = Softmax<axis = 1>(z)"""
+PRICE = """
+    each = Constant<value = float[3, 2] {1.0, 0.0, 10.0, 0.0, 100.0, 1.0}>()
+    p = MatMul(x, each)"""
+GEM = TableInput(
+    columns=[
+        Column(name="carat", type="number", example=0.5),
+        Column(name="cut", type="text", example="Ideal"),
+        Column(name="round", type="boolean", example=True),
+    ],
+    categories=[
+        Category(column="cut", vocab=("Fair", "Ideal")),
+        Category(column="round", vocab=("False", "True")),
+    ],
+    numbers=[Number(column="carat", fill=0.25)],
+)
 NAN = "none = Sub(mean, mean)  p = Div(none, none)"
 SERVE = (
     "import sys; from mlkit.serve import serve; from mlkit.config import load_settings;"
@@ -91,23 +126,48 @@ def make_bundle(
     body: str = SOFTMAX,  # from `mean`, inputs × 3, to `p`
     name: str = "color",
     resize: str = "squish",
+    *,
+    graph: str = GRAPH,  # with {body}
+    files: Mapping[str, Path] | None = None,  # besides the graph
+    **fields: object,  # of the manifest, in place of those below
 ) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    graph = folder.with_suffix(".onnx")
-    onnx.save(onnx.parser.parse_model(GRAPH.format(body=body)), str(graph))
-    fields = dict(
-        name=name,
-        created="2026-01-01T00:00:00Z",
-        task="image-classification",
-        vocab=("red", "green", "blue"),
-        input=ImageInput(size=(8, 8), resize=resize),
-        arch="mean",
-        metrics={"accuracy": 1.0},
-        temperature=2.0,  # not applied unasked
-        lineage={"seed": 42},
-        parity=Parity(examples=1, max_difference=0, labels_equal=True),
+    onnx_file = folder.with_suffix(".onnx")
+    onnx.save(onnx.parser.parse_model(graph.format(body=body)), str(onnx_file))
+    fields = (
+        dict(
+            name=name,
+            created="2026-01-01T00:00:00Z",
+            task="image-classification",
+            vocab=("red", "green", "blue"),
+            input=ImageInput(size=(8, 8), resize=resize),
+            arch="mean",
+            metrics={"accuracy": 1.0},
+            temperature=2.0,  # not applied unasked
+            lineage={"seed": 42},
+            parity=Parity(examples=1, max_difference=0, labels_equal=True),
+        )
+        | fields
     )
-    return write_bundle(folder, fields, {"model.onnx": graph})
+    return write_bundle(folder, fields, {"model.onnx": onnx_file} | dict(files or {}))
+
+
+def every_kind(folder: Path) -> Registry:
+    "A registry with a model of each kind, named after what goes in and comes out: table-numbers, …"
+    registry = Registry(folder / "models")
+
+    def add(name: str, **how: object) -> None:
+        made = make_bundle(folder / name, name=name, task=name, **how)
+        registry.promote(registry.add(made, name=name).ref)
+
+    rows = {"input": GEM, "temperature": None, "graph": ROWS}
+    labels = ManyLabels(thresholds=(0.7, 0.4, 0.7))
+    money = Numbers(units=("USD", ""), exp=(False, False))
+    add("image-label")
+    add("image-labels", body=SIGMOID, output=labels, temperature=None)
+    add("table-label", body=BRIGHT, vocab=("dull", "bright"), **rows)
+    add("table-numbers", body=PRICE, vocab=("price", "mass"), output=money, **rows)
+    return registry
 
 
 @contextmanager
@@ -156,6 +216,12 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     "A server of it, with the default settings but for a smaller body."
     with running(models, tmp_path_factory.mktemp("server"), "api.max_body_mb=2") as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A registry with a model of each kind; not to be changed."
+    return every_kind(tmp_path_factory.mktemp("kinds")).root
 
 
 @pytest.fixture

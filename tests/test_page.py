@@ -1,13 +1,15 @@
 """The page, in a real browser: Chromium without a window."""
 
+import json
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from conftest import SOFTMAX, Server, make_bundle
+from conftest import SOFTMAX, Server, make_bundle, running
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
@@ -193,3 +195,93 @@ def test_on_a_phone_light_and_dark(
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+# ---------------------------------------------------------------- other inputs, other answers
+
+
+@pytest.fixture(scope="module")
+def all_kinds(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(kinds, tmp_path_factory.mktemp("server")) as one:
+        yield one
+
+
+@pytest.fixture
+def page_of(all_kinds: Server, open_page: Callable) -> Callable[[str], Page]:
+    "`page_of('table-label')`: the page with that model chosen."
+
+    def open_it(name: str, **options) -> Page:
+        page = open_page(all_kinds, **options)
+        page.get_by_label("Model").select_option(name)
+        return page
+
+    return open_it
+
+
+def test_a_row_is_a_form_filled_with_an_example(page_of: Callable, all_kinds: Server) -> None:
+    page = page_of("table-label")
+    assert page.locator("#drop").is_hidden()
+    fields = [page.get_by_label(name, exact=True) for name in ("carat", "cut", "round")]
+    assert [one.input_value() for one in fields] == ["0.5", "Ideal", "true"]
+    assert fields[1].locator("option").all_inner_texts() == ["", "Fair", "Ideal"]
+    fields[0].fill("1.25")
+    fields[0].press("Enter")
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("bright, 98.9 %")  # of 2 + 2 × 1.25 against 0
+    expect(card.locator(".ask")).to_contain_text("carat 1.25, cut Ideal, round true, answered by")
+    said = shlex.split(card.locator("code").inner_text())
+    sent = {"instances": [{"carat": 1.25, "cut": "Ideal", "round": True}]}
+    assert json.loads(said[said.index("-d") + 1]) == sent
+    asked = httpx.post(said[-1], json=sent).json()["predictions"][0]
+    assert round(100 * asked["confidence"], 1) == 98.9
+    assert card.get_by_role("button", name="What mattered?").is_hidden()
+
+
+def test_what_is_left_empty_is_left_out_and_what_is_no_number_is_not_sent(
+    page_of: Callable,
+) -> None:
+    page = page_of("table-numbers")
+    page.get_by_label("carat").fill("")
+    page.get_by_label("cut").select_option("")
+    page.get_by_role("button", name="Ask").click()
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("price 45 USD, mass 0.25")  # 0 + 20 + 25
+    assert json.loads(shlex.split(card.locator("code").inner_text())[4]) == {
+        "instances": [{"round": True}]
+    }
+    assert card.get_by_role("list", name="numbers").locator("li").all_inner_texts()
+    page.get_by_label("carat").press_sequentially("1e")
+    page.get_by_role("button", name="Ask").click()
+    assert page.locator("article").count() == 1
+
+
+def test_a_row_that_is_refused_says_why(page_of: Callable) -> None:
+    page = page_of("table-numbers")
+    page.get_by_label("carat").fill("1e300")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("alert").filter(has_text="carat")).to_contain_text("request ")
+
+
+def test_a_form_stays_as_it_was_filled(page_of: Callable) -> None:
+    page = page_of("table-label")
+    page.get_by_label("carat").fill("7")
+    page.evaluate("look()")
+    page.wait_for_timeout(300)
+    assert page.get_by_label("carat").input_value() == "7"
+    page.get_by_label("Model").select_option("image-label")
+    assert page.locator("#form").is_hidden() and page.locator("#drop").is_visible()
+
+
+def test_labels_over_their_thresholds_are_marked(page_of: Callable, tmp_path: Path) -> None:
+    page = page_of("image-labels")
+    drop(page, png(tmp_path / "a.png", "red"))
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("red, green")
+    rows = {row.split("\n")[0]: row for row in card.locator("li").all_inner_texts()}
+    assert "73.1 %, given from 70.0 %" in rows["red"]
+    assert card.locator("li.over span:first-child").all_inner_texts() == ["red", "green"]
+    mark = "e => getComputedStyle(e, '::before').content"
+    assert [page.locator("li span:first-child").nth(i).evaluate(mark) for i in (0, 2)] == [
+        '"✓ "',
+        "none",
+    ]
