@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fastai.callback.all  # noqa: F401  gives every Learner fit_one_cycle, lr_find, no_bar, …
 import numpy as np
@@ -237,6 +237,7 @@ class Audit(preprocess.Audit):
     "What a source holds: classes, texts that cannot be learned from, duplicates, leakage, lengths; a table in JupyterLab."
 
     max_tokens: int = 512  # that the model will read
+    binary: ClassVar[bool] = False  # there are no masks
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
