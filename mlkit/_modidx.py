@@ -1197,6 +1197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlkit.text.TextReader.to_text': ('text.html#textreader.to_text', 'mlkit/text.py'),
                             'mlkit.text._checked': ('text.html#_checked', 'mlkit/text.py')},
             'mlkit.texts': { 'mlkit.texts.Audit': ('texts.html#audit', 'mlkit/texts.py'),
+                             'mlkit.texts.Audit.labels': ('texts.html#audit.labels', 'mlkit/texts.py'),
                              'mlkit.texts.Audit.lengths': ('texts.html#audit.lengths', 'mlkit/texts.py'),
                              'mlkit.texts.Audit.rows': ('texts.html#audit.rows', 'mlkit/texts.py'),
                              'mlkit.texts.Audit.to_dict': ('texts.html#audit.to_dict', 'mlkit/texts.py'),
