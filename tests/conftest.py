@@ -24,6 +24,7 @@ from mlkit.bundle import (
     Column,
     ImageInput,
     ManyLabels,
+    Mask,
     Number,
     Numbers,
     Parity,
@@ -75,6 +76,13 @@ BRIGHT = """
 PRICE = """
     each = Constant<value = float[3, 2] {1.0, 0.0, 10.0, 0.0, 100.0, 1.0}>()
     p = MatMul(x, each)"""
+MASKS = """
+<ir_version: 8, opset_import: ["" : 13]>
+color (float[n, 3, 8, 8] x) => (float[n, 8, 8] p) {{
+    {body}
+}}"""
+BRIGHTEST = "most = ArgMax<axis = 1, keepdims = 0>(x)  p = Cast<to = 1>(most)"
+PALETTE = ((255, 255, 0), (0, 255, 255), (255, 255, 255))
 GEM = TableInput(
     columns=[
         Column(name="carat", type="number", example=0.5),
@@ -165,6 +173,7 @@ def every_kind(folder: Path) -> Registry:
     money = Numbers(units=("USD", ""), exp=(False, False))
     add("image-label")
     add("image-labels", body=SIGMOID, output=labels, temperature=None)
+    add("image-mask", graph=MASKS, body=BRIGHTEST, output=Mask(palette=PALETTE), temperature=None)
     add("table-label", body=BRIGHT, vocab=("dull", "bright"), **rows)
     add("table-numbers", body=PRICE, vocab=("price", "mass"), output=money, **rows)
     return registry

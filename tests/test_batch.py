@@ -14,7 +14,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from conftest import picture
+from conftest import PALETTE, picture
+from PIL import Image
 
 from mlkit.inference import Predictor
 from mlkit.registry import Registry
@@ -318,6 +319,32 @@ def test_labels(predict: Callable, seen: Path, tmp_path: Path) -> None:
     assert predict(*words, "--out", "out.parquet", model="image-labels").returncode == 0
     labels = parquet.read_table(tmp_path / "out.parquet")["labels"].to_pylist()
     assert labels == [["red", "green"], None]
+
+
+def test_masks_lie_beside_the_table(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    both = Image.new("RGB", (40, 20), "red")
+    both.paste("blue", (0, 0, 10, 20))
+    both.save(tmp_path / "both.png")
+    words = ["both.png", "seen/007.png", "seen/001.png"]
+    done = predict(*words, "--out", "out.csv", model="image-mask")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "out.csv")
+    assert [r["mask"] for r in rows] == [
+        "out.masks/000001-both.png",
+        "",
+        "out.masks/000003-001.png",
+    ]
+    assert [float(rows[0][f"area_{c}"]) for c in COLORS.values()] == [0.75, 0.0, 0.25]
+    mask = Image.open(tmp_path / rows[0]["mask"])
+    assert mask.size == (40, 20) and mask.mode == "P"
+    assert (mask.getpixel((5, 5)), mask.getpixel((30, 5))) == (2, 0)
+    assert mask.convert("RGB").getpixel((30, 5)) == PALETTE[0]
+    assert (
+        predict(*words, "--out", "two.csv", "--masks", "kept", model="image-mask").returncode == 0
+    )
+    assert read_csv(tmp_path / "two.csv")[0]["mask"] == "kept/000001-both.png"
+    told = read_csv(predict("both.png", model="image-mask").stdout.decode())
+    assert "mask" not in told[0] and told[0]["area_red"] == "0.75"
 
 
 def test_a_table_that_is_none_of_the_models_says_what_the_model_wants(

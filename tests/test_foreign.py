@@ -238,7 +238,9 @@ def test_what_nobody_can_look_into_is_not_opened_even_with_trust(tmp_path: Path)
         (b"csomebodys.library\nTransform\n.", "not installed here: somebodys.library"),
     ],
 )
-def test_versions_that_do_not_fit_are_told_before_opening(data: bytes, why: str, tmp_path: Path) -> None:
+def test_versions_that_do_not_fit_are_told_before_opening(
+    data: bytes, why: str, tmp_path: Path
+) -> None:
     file = tmp_path / "export.pkl"
     file.write_bytes(data)
     with pytest.raises(ForeignError, match=why):

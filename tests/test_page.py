@@ -285,3 +285,32 @@ def test_labels_over_their_thresholds_are_marked(page_of: Callable, tmp_path: Pa
         '"✓ "',
         "none",
     ]
+
+
+def test_a_mask_covers_the_picture(page_of: Callable, tmp_path: Path) -> None:
+    both = Image.new("RGB", (400, 200), "red")
+    both.paste("blue", (0, 0, 100, 200))
+    both.save(tmp_path / "both.png")
+    page = page_of("image-mask")
+    expect(page.locator("#about")).to_contain_text("3 classes")
+    drop(page, tmp_path / "both.png")
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("red 75.0 %, blue 25.0 %")
+    legend = card.get_by_role("list", name="share of each class").locator("li")
+    assert [row.split("\n") for row in legend.all_inner_texts()] == [
+        ["red", "75.0 %"],
+        ["blue", "25.0 %"],
+        ["green", "0.0 %"],
+    ]
+    color = "e => getComputedStyle(e, '::before').backgroundColor"
+    assert legend.locator("span:first-child").first.evaluate(color) == "rgb(255, 255, 0)"
+    pixel = "(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data]"
+    canvas = card.locator("canvas")
+    page.wait_for_function(
+        "c => c.getContext('2d').getImageData(300, 50, 1, 1).data[1] > 0",
+        arg=canvas.element_handle(),
+    )
+    assert canvas.evaluate(pixel, [300, 50])[:3] == pytest.approx([255, 127, 0], abs=2)
+    assert canvas.evaluate(pixel, [50, 50])[:3] == pytest.approx([127, 127, 255], abs=2)
+    assert "75.0 %" in canvas.get_attribute("aria-label")
+    assert card.get_by_role("button", name="What mattered?").is_hidden()
