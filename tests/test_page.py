@@ -73,6 +73,13 @@ def drop(page: Page, path: Path, name: str = "") -> None:
     page.evaluate(DROP, [name or path.name, list(path.read_bytes())])
 
 
+def bars(page: Page) -> list[float]:
+    "How long the bars are, percent."
+    of = "li => 100 * parseFloat(getComputedStyle(li, '::after').width) / li.clientWidth"
+    found = page.locator("article").first.locator("li").all()
+    return [round(row.evaluate(of), 1) for row in found]
+
+
 def test_a_dropped_picture_is_answered(server: Server, open_page: Callable, tmp_path: Path) -> None:
     page = open_page(server)
     expect(page.locator("#about")).to_contain_text("version 1 · mean · 3 labels · accuracy 1")
@@ -85,6 +92,7 @@ def test_a_dropped_picture_is_answered(server: Server, open_page: Callable, tmp_
         "green",
     ]
     expect(card.locator(".ask")).to_contain_text('it\'s "blue" <b>.png, answered by color@1')
+    assert bars(page) == [57.6, 21.2, 21.2]
     said = shlex.split(card.locator("code").inner_text())
     url = f"{server.url}/v1/models/color/predict"
     assert said == ["curl", "-F", r'file=@"it' + r"'s \"blue\" <b>.png" + '"', url]
@@ -312,5 +320,6 @@ def test_a_mask_covers_the_picture(page_of: Callable, tmp_path: Path) -> None:
     )
     assert canvas.evaluate(pixel, [300, 50])[:3] == pytest.approx([255, 127, 0], abs=2)
     assert canvas.evaluate(pixel, [50, 50])[:3] == pytest.approx([127, 127, 255], abs=2)
+    assert bars(page) == pytest.approx([75, 25, 0.3], abs=0.2)  # a pixel at least
     assert "75.0 %" in canvas.get_attribute("aria-label")
     assert card.get_by_role("button", name="What mattered?").is_hidden()
