@@ -15,6 +15,7 @@ from fastai.learner import Learner
 
 import mlkit.columns as columns
 import mlkit.pictures as pictures
+import mlkit.texts as texts
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
 from .express import ExportError, output_kind
@@ -85,6 +86,7 @@ _OF_ROWS = {
     "model": {"arch": "tabular", "pretrained": False},
     "train": {"lr": 5e-3, "patience": 1000},  # one cycle, to its end
 }
+_OF_TEXTS = {"model": {"arch": "bag", "pretrained": False}, "train": {"lr": 1e-2}}
 TASKS = {
     task.name: task
     for task in (
@@ -126,9 +128,19 @@ TASKS = {
         ),
         Task("table-classification", columns, "label", _evaluate_classes, 20, _ROWS, _OF_ROWS),
         Task("table-regression", columns, "numbers", _evaluate_numbers, 20, _ROWS, _OF_ROWS),
+        Task(
+            "text-classification",
+            texts,
+            "label",
+            _evaluate_classes,
+            10,
+            "For texts like those it was trained on, in the same language, each of which belongs to exactly one of the classes. It has read "
+            "nothing else: of words that training did not have it knows nothing.",
+            _OF_TEXTS,
+        ),
     )
 }
-_DATA = (columns, pictures)  # in the order in which a source is offered to them
+_DATA = (texts, columns, pictures)  # in the order in which a source is offered to them
 
 # %% ../nbs/05_task.ipynb #96bd11df
 def infer_task(
