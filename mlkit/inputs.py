@@ -265,7 +265,7 @@ class Inputs:
                 yield Item(name, None, kept, f"{holder} is empty")
 
     def _lines(self) -> Iterator[Item]:
-        text = io.TextIOWrapper(self.stdin, "utf-8-sig", errors="surrogateescape")
+        text = io.TextIOWrapper(self.stdin, "utf-8-sig", errors="surrogateescape", newline="\n")
         for number, line in enumerate(text, 1):
             line = line.rstrip("\r\n")
             if self.spec.kind == "text":

@@ -18,6 +18,8 @@ import onnx
 import onnx.parser
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 
 from mlkit.bundle import (
     Category,
@@ -29,6 +31,7 @@ from mlkit.bundle import (
     Numbers,
     Parity,
     TableInput,
+    TextInput,
     write_bundle,
 )
 from mlkit.registry import Registry
@@ -83,6 +86,23 @@ color (float[n, 3, 8, 8] x) => (float[n, 8, 8] p) {{
 }}"""
 BRIGHTEST = "most = ArgMax<axis = 1, keepdims = 0>(x)  p = Cast<to = 1>(most)"
 PALETTE = ((255, 255, 0), (0, 255, 255), (255, 255, 255))
+WORDS = """
+<ir_version: 8, opset_import: ["" : 13]>
+mood (int64[n, t] x) => (float[n, 2] p) {{
+    {body}
+}}"""
+MOOD = """
+    one = Constant<value = int64[1] {1}>()
+    two = Constant<value = int64[1] {2}>()
+    is_good = Equal(x, one)
+    is_bad = Equal(x, two)
+    good_ = Cast<to = 1>(is_good)
+    bad_ = Cast<to = 1>(is_bad)
+    good = ReduceSum<keepdims = 1>(good_, one)
+    bad = ReduceSum<keepdims = 1>(bad_, one)
+    z = Concat<axis = 1>(good, bad)
+    p = Softmax<axis = 1>(z)"""  # by how many words are `good` and `bad`
+TEXT = TextInput(max_tokens=6, pad=3)
 GEM = TableInput(
     columns=[
         Column(name="carat", type="number", example=0.5),
@@ -174,6 +194,15 @@ def every_kind(folder: Path) -> Registry:
     add("image-label")
     add("image-labels", body=SIGMOID, output=labels, temperature=None)
     add("image-mask", graph=MASKS, body=BRIGHTEST, output=Mask(palette=PALETTE), temperature=None)
+    words = Tokenizer(WordLevel({"?": 0, "good": 1, "bad": 2, "": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    texts = {
+        "input": TEXT,
+        "temperature": None,
+        "files": {"tokenizer.json": folder / "tokenizer.json"},
+    }
+    add("text-label", graph=WORDS, body=MOOD, vocab=("good", "bad"), **texts)
     add("table-label", body=BRIGHT, vocab=("dull", "bright"), **rows)
     add("table-numbers", body=PRICE, vocab=("price", "mass"), output=money, **rows)
     return registry

@@ -1,6 +1,7 @@
 """`mlkit predict` over many inputs: whole processes, killed and taken up again."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -319,6 +320,40 @@ def test_labels(predict: Callable, seen: Path, tmp_path: Path) -> None:
     assert predict(*words, "--out", "out.parquet", model="image-labels").returncode == 0
     labels = parquet.read_table(tmp_path / "out.parquet")["labels"].to_pylist()
     assert labels == [["red", "green"], None]
+
+
+def test_texts(predict: Callable, tmp_path: Path) -> None:
+    said = ["good, very good", "bad", " ", "good 🎉 Größe\u2028bad bad", "=good " * 9]
+    folder = tmp_path / "said"
+    (folder / "more").mkdir(parents=True)
+    for i, text in enumerate(said):
+        (folder / "more" / f"{i}.txt").write_text(text, encoding="utf-8")
+    (folder / "picture.png").write_bytes(picture())
+    (folder / "more" / "9.txt").write_bytes(b"\xff good")
+    with open(tmp_path / "said.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["id", "text"], *enumerate(said)])
+    columns = {"id": list(range(5)), "words": said}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "said.parquet")
+    asked = {
+        "files": predict("said/**/*.txt", model="text-label"),
+        "folder": predict("said", model="text-label"),
+        "csv": predict("said.csv", model="text-label"),
+        "parquet": predict("said.parquet", "--column", "words", model="text-label"),
+        "stdin": predict("-", stdin="\n".join(said).encode(), model="text-label"),
+    }
+    for way, done in asked.items():
+        assert done.returncode == 0, (way, done.stderr)
+        rows = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))
+        assert [r["label"] for r in rows[:5]] == ["good", "bad", "", "bad", "good"], way
+        assert [r["truncated"] for r in rows[:5]] == ["false", "false", "", "false", "true"], way
+        assert "empty" in rows[2]["error"], way
+        assert len(rows) == (6 if way in ("files", "folder") else 5), way
+        if way in ("csv", "parquet"):
+            text = rows[3]["text" if way == "csv" else "words"]
+            assert text == said[3] and rows[4]["id"] == "4"
+    assert "UTF-8" in list(csv.DictReader(asked["folder"].stdout.decode().split("\n")))[-1]["error"]
+    refused = predict("said.parquet", model="text-label")
+    assert refused.returncode == 1 and b"no column 'text'" in refused.stderr
 
 
 def test_masks_lie_beside_the_table(predict: Callable, seen: Path, tmp_path: Path) -> None:
