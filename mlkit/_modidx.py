@@ -156,6 +156,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlkit.batch._ParquetPart.save': ('batch.html#_parquetpart.save', 'mlkit/batch.py'),
                              'mlkit.batch._ParquetPart.whole': ('batch.html#_parquetpart.whole', 'mlkit/batch.py'),
                              'mlkit.batch._answer': ('batch.html#_answer', 'mlkit/batch.py'),
+                             'mlkit.batch._apart': ('batch.html#_apart', 'mlkit/batch.py'),
+                             'mlkit.batch._chunk': ('batch.html#_chunk', 'mlkit/batch.py'),
                              'mlkit.batch._go_on': ('batch.html#_go_on', 'mlkit/batch.py'),
                              'mlkit.batch._made_from': ('batch.html#_made_from', 'mlkit/batch.py'),
                              'mlkit.batch._note': ('batch.html#_note', 'mlkit/batch.py'),
