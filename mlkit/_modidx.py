@@ -502,6 +502,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.foreign._refusal': ('foreign.html#_refusal', 'mlkit/foreign.py'),
                                'mlkit.foreign._rewritten': ('foreign.html#_rewritten', 'mlkit/foreign.py'),
                                'mlkit.foreign._tensors': ('foreign.html#_tensors', 'mlkit/foreign.py'),
+                               'mlkit.foreign._with_examples': ('foreign.html#_with_examples', 'mlkit/foreign.py'),
                                'mlkit.foreign.import_learner': ('foreign.html#import_learner', 'mlkit/foreign.py')},
             'mlkit.gate': { 'mlkit.gate.Gate': ('gate.html#gate', 'mlkit/gate.py'),
                             'mlkit.gate.Gate.__init__': ('gate.html#gate.__init__', 'mlkit/gate.py'),

@@ -115,6 +115,14 @@ def test_pictures_are_answered_as_by_their_own_learner(made: Path, served) -> No
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
+def test_a_table_shows_an_example_that_it_takes(served) -> None:
+    columns = httpx.get(f"{served.url}/v1/models/price").json()["input"]["columns"]
+    row = {c["name"]: c["example"] for c in columns}
+    assert None not in row.values()
+    reply = httpx.post(f"{served.url}/v1/models/price/predict", json={"instances": [row]})
+    assert reply.is_success, reply.text
+
+
 @pytest.mark.parametrize("target", ["well", "price"])
 def test_rows_are_answered_as_by_their_own_learner(made: Path, served, target: str) -> None:
     import csv
@@ -238,7 +246,9 @@ def test_what_nobody_can_look_into_is_not_opened_even_with_trust(tmp_path: Path)
         (b"csomebodys.library\nTransform\n.", "not installed here: somebodys.library"),
     ],
 )
-def test_versions_that_do_not_fit_are_told_before_opening(data: bytes, why: str, tmp_path: Path) -> None:
+def test_versions_that_do_not_fit_are_told_before_opening(
+    data: bytes, why: str, tmp_path: Path
+) -> None:
     file = tmp_path / "export.pkl"
     file.write_bytes(data)
     with pytest.raises(ForeignError, match=why):
