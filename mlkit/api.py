@@ -626,10 +626,14 @@ async def _predict(
     def body() -> str:
         return json.dumps(_answer(served, done, top_k))
 
+    return Response(await _aside(done, body), media_type="application/json")
+
+
+async def _aside(done: Done, make: Callable[[], Any]) -> Any:
+    "Return what `make` gives, in another thread where it has much to do: others are not to wait."
     if done.rows.size < 4096:
-        return Response(body(), media_type="application/json")
-    said = await asyncio.get_running_loop().run_in_executor(None, body)
-    return Response(said, media_type="application/json")
+        return make()
+    return await asyncio.get_running_loop().run_in_executor(None, make)
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
@@ -734,8 +738,12 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         own = name if version is None else f"{name}@{version}"
         served, done = await service.ask(request, own, look)
         own = served.version
-        said = _answer(served, done, None)["predictions"]
-        body, length = v2.respond(asked[0], own.name, own.version, said)
+
+        def respond() -> tuple[bytes, int | None]:
+            said = _answer(served, done, None)["predictions"]
+            return v2.respond(asked[0], own.name, own.version, said)
+
+        body, length = await _aside(done, respond)
         if length is None:
             return Response(body, media_type="application/json")
         headers = {v2.LENGTH: str(length)}

@@ -135,6 +135,9 @@ class TextInput(_Part):
         ge=1, description="what comes after is not read, and the answer says so"
     )
     pad: int = Field(ge=0, description="the id that shorter texts are filled up with, on the right")
+    max_characters: int | None = Field(
+        None, ge=1, description="only so many are given to the tokenizer; None = all"
+    )
 
 # %% ../nbs/06_bundle.ipynb #efbe7236
 class OneLabel(_Part):

@@ -38,6 +38,7 @@ import mlkit.express as express
 from .bundle import Category, Column, Number, TableInput
 from .config import Settings, SettingsError
 from .express import ExportError
+from .preprocess import SUFFIXES as PICTURES
 from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
 
@@ -301,10 +302,13 @@ def kind_of(
     if not _is_table(source, settings):
         return None
     frame = read_table(source, settings)
-    if {"path", "label"} <= set(frame.columns):
+    if "path" in frame and frame["path"].astype(str).str.lower().str.endswith(_PICTURES).all():
         return None
     goal = find_goal(frame, settings)
     return goal.task, "; ".join(goal.reasons)
+
+
+_PICTURES = tuple(PICTURES)
 
 
 def _is_table(source: str, settings: Settings) -> bool:

@@ -92,6 +92,9 @@ class DataSettings(_Section):
     resize: Literal["squish", "crop", "pad"] = Field(
         "squish", description="how a picture becomes a square"
     )
+    max_tokens: int = Field(
+        512, ge=8, le=8192, description="of a text, so many tokens are read; the rest is cut off"
+    )
     valid: float = Field(
         0.2, gt=0, lt=1, description="share held out where the source has no split of its own"
     )

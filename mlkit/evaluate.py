@@ -293,6 +293,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/05_evaluate.ipynb #fa2c3155
+def _labels(vocab: Any) -> tuple[str, ...]:
+    return tuple(vocab if isinstance(vocab[-1], str) else vocab[-1])  # of texts: pieces, labels
+
+
 def evaluate(
     learn: Learner,  # fitted
     *,
@@ -306,11 +310,11 @@ def evaluate(
     with learn.no_bar():
         probabilities, truth, losses = learn.get_preds(dl=dl, with_loss=True)
         found = Evaluation(
-            tuple(learn.dls.vocab),
+            _labels(learn.dls.vocab),
             probabilities.numpy(),
             truth.flatten().numpy(),  # of tables a column
             float(torch.as_tensor(losses).mean()),
-            tuple(Path(item[0]) for item in items if isinstance(item, tuple)),  # files
+            tuple(x[0] for x in items if isinstance(x, tuple) and isinstance(x[0], Path)),
         )
         if not tta:
             return found

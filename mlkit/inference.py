@@ -19,6 +19,7 @@ from .config import MlkitError
 from .engine import Engine, EngineError, Probe, choose, open_engine
 from .picture import PictureReader
 from .table import TableReader
+from .text import TextReader
 
 # %% ../nbs/07_inference.ipynb #eb8fffbb
 _PLAIN = Probe("onnxruntime", "CPU", 1, 1, {})
@@ -41,7 +42,7 @@ def _graph(
     return precision
 
 # %% ../nbs/07_inference.ipynb #5d55616f
-READERS = {"image": PictureReader, "table": TableReader}
+READERS = {"image": PictureReader, "table": TableReader, "text": TextReader}
 
 
 class Predictor:

@@ -1211,7 +1211,7 @@ def predict(
     if done.rows and done.bad == done.rows:
         raise typer.Exit(1)
 
-
+# %% ../nbs/14_main.ipynb #e8189c2b
 def _counts(done: "Done") -> dict[str, Any]:
     return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
 
@@ -1314,7 +1314,7 @@ def _as_tables(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
         head = [f"{n}, {sheet.units[n]}" if n in sheet.units else n for n in sheet.head]
         _table("", [head[i] for i in shown], [[line[i] for i in shown] for line in cells])
 
-
+# %% ../nbs/14_main.ipynb #ece4e22a
 @app.command()
 @_command
 def serve(

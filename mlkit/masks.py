@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 
+import mlkit.pictures as pictures
 from .bundle import Mask
 from .evaluate import _interval, _table
+from .express import outputs
 from .mask import default_palette
 
 # %% ../nbs/05_masks.ipynb #6bbf3f00
@@ -170,26 +171,18 @@ def evaluate_masks(
     most: int = 4,  # pictures to show, those of the lowest mean Dice
 ) -> Masks:
     "Return what `learn` makes of its validation examples, in their order."
-    items, codes = learn.dls.valid_ds.items, learn.dls.valid.after_item.vocab
-    vocab, found, losses = tuple(map(str, codes)), [], []
-    for x, y, out in _answers(learn, learn.dls.valid):
+    items, vocab, found, losses = learn.dls.valid_ds.items, pictures.vocab(learn), [], []
+    for (x, y), out in outputs(learn, learn.dls.valid):
         losses.append(float(learn.loss_func(out, y)) * len(x))
         found.append(confusions(y.cpu().numpy(), out.argmax(1).cpu().numpy(), len(vocab)))
     pixels = np.concatenate(found)
     worst = np.argsort(_values(pixels)["dice"], kind="stable")[:most]
     again, shown = learn.dls.test_dl([items[i] for i in worst], with_labels=True, num_workers=0), []
-    for x, y, out in _answers(learn, again):
+    for (x, y), out in outputs(learn, again):
         seen = again.decode((x, y))[0].clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         shown += zip(seen, y.cpu().numpy(), out.argmax(1).cpu().numpy(), strict=True)
     paths = tuple(Path(item[0]) for item in items if isinstance(item, tuple))  # files
     return Masks(vocab, pixels, sum(losses) / len(pixels), paths, tuple(shown))
-
-
-def _answers(learn: Learner, dl: Any) -> Any:
-    learn.model.to(dl.device or "cpu").eval()
-    with torch.inference_mode():
-        for x, y in dl:
-            yield x, y, learn.model(x)
 
 
 def plot_masks(

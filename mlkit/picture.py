@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .bundle import ImageInput, InputError
 from .engine import Heavy
+from .mask import frame
 
 # %% ../nbs/07_picture.ipynb #35715c15
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -108,12 +109,9 @@ def to_square(
     spec: ImageInput,  # the manifest's
 ) -> Image.Image:
     "Return `image` cropped or padded as `spec` says, then resized to its size."
-    (w, h), (to_w, to_h) = image.size, spec.size
+    w, h = image.size
     if spec.resize != "squish":
-        choose = max if spec.resize == "pad" else min
-        scale = choose(w / to_w, h / to_h)
-        cw, ch = int(scale * to_w), int(scale * to_h)
-        left, top = int(0.5 * (w - cw)), int(0.5 * (h - ch))
+        left, top, cw, ch = frame(image.size, spec)
         box = max(left, 0), max(top, 0), min(left + cw, w), min(top + ch, h)
         if box != (0, 0, w, h):
             image = image.crop(box)

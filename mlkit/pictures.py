@@ -6,6 +6,7 @@
 __all__ = ['kind_of', 'described', 'input_spec', 'vocab', 'network', 'example', 'dynamic', 'files', 'examples', 'sent', 'answers']
 
 # %% ../nbs/03_pictures.ipynb #3816cf7f
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.layers import ToTensorBase
 from fastai.learner import Learner
 from fastai.vision.augment import AffineCoordTfm, Resize
-from fastai.vision.core import PILImage, PILImageBW
+from fastai.vision.core import AddMaskCodes, PILImage, PILImageBW
 from fasttransform import compose_tfms
 from PIL import Image
 from torch import nn
@@ -25,7 +27,7 @@ from .bundle import ImageInput
 from .config import Settings
 from .express import ExportError
 from .model import learner  # noqa: F401  a part of this module's face, as the next
-from .preprocess import audit, dataloaders, find_examples, split  # noqa: F401
+from .preprocess import audit, dataloaders, read_source, split  # noqa: F401
 
 # %% ../nbs/03_pictures.ipynb #781e3c98
 def kind_of(
@@ -33,8 +35,8 @@ def kind_of(
     settings: Settings,
 ) -> tuple[str, str] | None:
     "Return the task that the source is for and why, None if it holds no pictures; raise `DataError` if it is nothing at all."
-    find_examples(source, settings)
-    return "image-classification", "pictures with one label each"
+    found = read_source(source, settings)
+    return found.task, found.reason
 
 
 def described(
@@ -56,7 +58,7 @@ def _applied(pipeline: Any) -> list[Any]:
 
 
 def input_spec(
-    learn: Learner,  # for pictures with one label each
+    learn: Learner,  # for pictures
 ) -> ImageInput:
     "Return the preprocessing of `learn` as data; raise `ExportError` naming the first transform that cannot be said."
     dl = learn.dls.valid
@@ -70,7 +72,7 @@ def input_spec(
                 "pad_mode": str(t.pad_mode),
                 "interpolation": Image.Resampling(t.mode).name.lower(),
             }
-        elif type(t) is not ToTensor:
+        elif type(t) not in (ToTensor, AddMaskCodes):  # which only shows masks
             raise _unsayable(t, "item")
     for t in _applied(dl.after_batch):
         if type(t) is IntToFloatTensor:
@@ -121,15 +123,25 @@ def _unsayable(transform: Any, where: str) -> ExportError:
 def vocab(
     learn: Learner,
 ) -> tuple[str, ...]:
-    "Return the labels, in the order of the outputs."
-    return tuple(map(str, learn.dls.vocab))
+    "Return the labels, or the names of numbers, in the order of the outputs."
+    dls = learn.dls
+    places = (dls, dls.valid.after_item)  # where fastai keeps the codes of masks
+    names = next((n for n in (getattr(p, "vocab", None) for p in places) if n), None)
+    return tuple(map(str, names or (f"number {i + 1}" for i in range(dls.c))))
 
 
 def network(
     learn: Learner,
 ) -> nn.Module:
     "Return the network that takes pictures and gives what the graph gives."
-    return nn.Sequential(learn.model, express.activation(learn))
+    model = copy.deepcopy(learn.model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(
+                child, ToTensorBase
+            ):  # a type for fastai; torch's exporter stumbles over it
+                setattr(module, name, nn.Identity())
+    return nn.Sequential(model, express.activation(learn))
 
 
 def example(

@@ -790,7 +790,7 @@ def _check_enough(found: Audit, data: DataSettings) -> None:
     taught = [p for p in found.readable if not given or p.example.part == "train"]
     if len(found.labels) < 2 and found.task in (_LABEL, _MASKS):
         raise DataError(
-            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart. {_EXPECTED}"
+            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart"
         )
     if found.task in (_LABEL, _LABELS):
         distinct = {(label, p.sha256) for p in taught for label in found.labels_of(p)}
@@ -814,7 +814,7 @@ def _check_enough(found: Audit, data: DataSettings) -> None:
         )
     if given and not any(p.example.part == "valid" for p in found.readable):
         raise DataError(
-            f"{found.source!r} has no readable picture to validate with; add some, or remove the empty folder"
+            f"{found.source!r} has no readable example to validate with; add some, or remove the empty folder"
         )
 
 # %% ../nbs/02_preprocess.ipynb #ee4d6cce

@@ -63,7 +63,7 @@ class Report:
     @property
     def pictures(self) -> bool:
         "Whether the examples are pictures, which can be looked through."
-        return isinstance(self.parts, Split)
+        return type(self.parts) is Split
 
     @cached_property
     def suspects(self) -> list[Suspect]:

@@ -15,9 +15,12 @@ from fastai.learner import Learner
 
 import mlkit.columns as columns
 import mlkit.pictures as pictures
+import mlkit.texts as texts
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
 from .express import ExportError, output_kind
+from .labelsets import LabelSets, evaluate_labels
+from .masks import Masks, evaluate_masks
 from .measure import Measures, evaluate_numbers, units_of
 
 # %% ../nbs/05_task.ipynb #61246723
@@ -62,6 +65,19 @@ def _evaluate_numbers(learn: Learner, settings: Settings) -> Measures:
     return evaluate_numbers(learn, names=names, units=units, logs=logs)
 
 
+def _evaluate_labels(learn: Learner, settings: Settings) -> LabelSets:
+    return evaluate_labels(learn)
+
+
+def _evaluate_masks(learn: Learner, settings: Settings) -> Masks:
+    return evaluate_masks(learn)
+
+
+def _evaluate_amounts(learn: Learner, settings: Settings) -> Measures:
+    names = pictures.vocab(learn)
+    return evaluate_numbers(learn, names=names, units=units_of(settings.data.units, names))
+
+
 _ROWS = (
     "For rows like those it was trained on, with the same columns, meant the same way and known at the same time. A number beyond those of "
     "training is taken for the nearest of them, a word that training never had for no word at all."
@@ -70,6 +86,7 @@ _OF_ROWS = {
     "model": {"arch": "tabular", "pretrained": False},
     "train": {"lr": 5e-3, "patience": 1000},  # one cycle, to its end
 }
+_OF_TEXTS = {"model": {"arch": "bag", "pretrained": False}, "train": {"lr": 1e-2}}
 TASKS = {
     task.name: task
     for task in (
@@ -82,11 +99,48 @@ TASKS = {
             "For pictures like those it was trained on, each of which shows exactly one of the classes. Not for pictures that show none of "
             "them or several: it answers with one of its classes whatever it is shown.",
         ),
+        Task(
+            "image-multilabel",
+            pictures,
+            "labels",
+            _evaluate_labels,
+            4,
+            "For pictures like those it was trained on. It says of each label for itself whether the picture has it, so it may give several or none. A "
+            "thing that is none of the labels is not told.",
+        ),
+        Task(
+            "image-regression",
+            pictures,
+            "numbers",
+            _evaluate_amounts,
+            4,
+            "For pictures like those it was trained on, taken the same way: distance, light and camera may change what is read off a picture. Numbers beyond "
+            "those of training are guesses.",
+        ),
+        Task(
+            "image-segmentation",
+            pictures,
+            "mask",
+            _evaluate_masks,
+            8,
+            "For pictures like those it was trained on. Each pixel gets the likeliest of the classes, whatever it shows; what is smaller than a pixel of the "
+            "model's size is not seen.",
+        ),
         Task("table-classification", columns, "label", _evaluate_classes, 20, _ROWS, _OF_ROWS),
         Task("table-regression", columns, "numbers", _evaluate_numbers, 20, _ROWS, _OF_ROWS),
+        Task(
+            "text-classification",
+            texts,
+            "label",
+            _evaluate_classes,
+            10,
+            "For texts like those it was trained on, in the same language, each of which belongs to exactly one of the classes. It has read "
+            "nothing else: of words that training did not have it knows nothing.",
+            _OF_TEXTS,
+        ),
     )
 }
-_DATA = (columns, pictures)  # in the order in which a source is offered to them
+_DATA = (texts, columns, pictures)  # in the order in which a source is offered to them
 
 # %% ../nbs/05_task.ipynb #96bd11df
 def infer_task(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import signal
 import subprocess
@@ -10,9 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from conftest import picture
+
+from mlkit.inference import Predictor
+from mlkit.registry import Registry
 
 COLORS = {"red": "red", "lime": "green", "blue": "blue"}
 SLOWLY = """
@@ -30,13 +35,16 @@ run()
 
 
 @pytest.fixture
-def predict(models: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def predict(
+    models: Path, kinds: Path, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess]:
     "`predict('a.png', …)`: the command in a process of its own, in `tmp_path`."
 
     def run(
         *words: str | Path, stdin: bytes = b"", model: str = "color"
     ) -> subprocess.CompletedProcess:
-        command = [*_command(models), "predict", model, *map(str, words)]
+        where = models if model == "color" else kinds
+        command = [*_command(where), "predict", model, *map(str, words)]
         done = subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, timeout=120)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return done
@@ -238,3 +246,86 @@ def test_memory_does_not_grow_with_the_inputs(models: Path, seen: Path, tmp_path
         assert len(read_csv(tmp_path / f"{times}.csv")) == 60 * times
         peaks.append(int(re.search(r"VmHWM:\s+(\d+)", done.stderr)[1]))
     assert peaks[1] < peaks[0] + 8_000, peaks  # KiB; all of the rows would be 24,000
+
+
+# ---------------------------------------------------------------- other inputs, other answers
+
+GEMS = [
+    {"id": "a", "carat": 0.5, "cut": "Ideal", "round": True, "price": 7.0},
+    {"id": "=b", "carat": None, "cut": None, "round": False, "price": -1.0},
+    {"id": "c", "carat": "much", "cut": "Ideal", "round": True, "price": 7.0},
+    {"id": "d", "carat": 2.5, "cut": "unseen", "round": True, "price": 7.0},
+]
+PRICES = [2 + 20 + 50, 0 + 10 + 25, None, 0 + 20 + 250]
+
+
+def test_rows_of_every_kind_of_table(predict: Callable, tmp_path: Path) -> None:
+    with open(tmp_path / "gems.csv", "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, GEMS[0])
+        table.writeheader()
+        table.writerows(GEMS)
+    lines = "".join(json.dumps(row) + "\n" for row in GEMS)
+    (tmp_path / "gems.jsonl").write_text(lines)
+    columns = {name: [row[name] for row in GEMS if row["id"] != "c"] for name in GEMS[0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "gems.parquet")
+    for given, stdin in {"gems.csv": b"", "gems.jsonl": b"", "-": lines.encode()}.items():
+        done = predict(given, stdin=stdin, model="table-numbers")
+        assert done.returncode == 0, done.stderr
+        rows = read_csv(done.stdout.decode())
+        head = "input,id,carat,cut,round,price,predicted_price,mass,error".split(",")
+        assert list(rows[0]) == head
+        assert [float(r["predicted_price"] or "nan") for r in rows] == pytest.approx(
+            [math.nan if p is None else p for p in PRICES], nan_ok=True
+        )
+        assert [bool(r["error"]) for r in rows] == [False, False, True, False]
+        assert "carat" in rows[2]["error"] and "much" in rows[2]["error"]
+        assert [r["id"] for r in rows] == ["a", "'=b", "c", "d"]
+        assert float(rows[1]["price"]) == -1.0
+    done = predict("gems.parquet", "--out", "out.parquet", model="table-numbers")
+    assert done.returncode == 0, done.stderr
+    told = parquet.read_table(tmp_path / "out.parquet")
+    assert told["predicted_price"].to_pylist() == pytest.approx([p for p in PRICES if p])
+    assert str(told.schema.field("carat").type) == "double" and told["id"].to_pylist()[1] == "=b"
+    assert told.schema.field("predicted_price").metadata == {b"unit": b"USD"}
+    few = predict("gems.parquet", "--keep", "id", model="table-label")
+    assert list(read_csv(few.stdout.decode())[0]) == ["input", "id", "label", "confidence", "error"]
+
+
+def test_many_rows_are_as_one_by_one(predict: Callable, kinds: Path, tmp_path: Path) -> None:
+    rows = [{"carat": i / 100, "cut": ["Fair", "Ideal", ""][i % 3]} for i in range(3000)]
+    rows[1700]["carat"] = "?"
+    with open(tmp_path / "many.csv", "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    done = predict("many.csv", "--out", "out.csv", model="table-label")
+    assert b"many.csv lacks columns: round" in done.stderr
+    assert b"3,000 rows, 1 without an answer" in done.stdout
+    told = read_csv(tmp_path / "out.csv")
+    predictor = Predictor(Registry(kinds).resolve("table-label").path)
+    for i in (0, 1, 1699, 1701, 2999):
+        one = predictor.predict([{k: v for k, v in rows[i].items() if v != ""}])[0]
+        assert told[i]["label"] == one.label
+        assert float(told[i]["confidence"]) == pytest.approx(one.confidence, abs=1e-6)
+    assert told[1700]["label"] == "" and "carat" in told[1700]["error"]
+
+
+def test_labels(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    words = ["seen/000.png", "seen/007.png", "--probabilities"]
+    row, bad = read_csv(predict(*words, model="image-labels").stdout.decode())
+    assert row["labels"] == "red;green" and float(row["p_red"]) == pytest.approx(0.731, abs=1e-3)
+    assert bad["labels"] == "" and bad["error"]
+    assert predict(*words, "--out", "out.parquet", model="image-labels").returncode == 0
+    labels = parquet.read_table(tmp_path / "out.parquet")["labels"].to_pylist()
+    assert labels == [["red", "green"], None]
+
+
+def test_a_table_that_is_none_of_the_models_says_what_the_model_wants(
+    predict: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text("mass;price\n1;2\n")
+    done = predict("other.csv", model="table-label")
+    assert done.returncode == 1 and b"carat, cut, round; it has mass;price" in done.stderr
+    (tmp_path / "gems.xlsx").write_bytes(b"PK")
+    done = predict("gems.xlsx", model="table-label")
+    assert done.returncode == 1 and b"should end in .csv, .parquet, .jsonl" in done.stderr
