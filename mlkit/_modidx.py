@@ -499,6 +499,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.express.ArgMax.forward': ('express.html#argmax.forward', 'mlkit/express.py'),
                                'mlkit.express.ExportError': ('express.html#exporterror', 'mlkit/express.py'),
                                'mlkit.express.ExportError.__init__': ('express.html#exporterror.__init__', 'mlkit/express.py'),
+                               'mlkit.express.OtherInputs': ('express.html#otherinputs', 'mlkit/express.py'),
                                'mlkit.express.activation': ('express.html#activation', 'mlkit/express.py'),
                                'mlkit.express.answers': ('express.html#answers', 'mlkit/express.py'),
                                'mlkit.express.output_kind': ('express.html#output_kind', 'mlkit/express.py'),
