@@ -154,7 +154,6 @@ def _rewritten(
         }
         if manifest.input.kind == "text":
             files[manifest.input.tokenizer] = left / manifest.input.tokenizer
-        _check_graph(left / "model.onnx")
         lineage = {"imported": {"file": seen.name, "sha256": seen.sha256, "bytes": seen.bytes}}
         fields = manifest.model_dump(exclude={"files", "lineage", "metrics", "int8"})
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -165,7 +164,8 @@ def _rewritten(
             "lineage": lineage,
             "input": _with_examples(left, manifest),
         }
-        bundle = write_bundle(left.parent / "checked", fields | own, files)
+        bundle = write_bundle(left.parents[1] / "checked", fields | own, files)
+        _check_graph(bundle / "model.onnx")
         Predictor(bundle).rehearse()
     except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
