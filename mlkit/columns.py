@@ -37,7 +37,7 @@ from torch import nn
 import mlkit.express as express
 from .bundle import Category, Column, Number, TableInput
 from .config import Settings, SettingsError
-from .express import ExportError
+from .express import ExportError, OtherInputs
 from .preprocess import SUFFIXES as PICTURES
 from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
@@ -825,7 +825,7 @@ def input_spec(
     "Return the preprocessing of `learn` as data; raise `ExportError` naming what cannot be said."
     table = learn.dls.train_ds
     if not isinstance(table, TabularPandas):
-        raise ExportError(
+        raise OtherInputs(
             f"the Learner's inputs are {type(table).__name__}; a table is TabularPandas", "inputs"
         )
     procs = {type(p): p for p in table.procs.fs}
