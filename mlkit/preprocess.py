@@ -802,13 +802,13 @@ def _check_enough(found: Audit, data: DataSettings) -> None:
         if few:
             said = ", ".join(f"{label} ({n})" for label, n in list(few.items())[:10])
             raise DataError(
-                f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different pictures{where}: {said}{bad}. "
+                f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different examples{where}: {said}{bad}. "
                 "Add examples, remove the class, or lower data.min_examples",
                 list(found.quarantine),
             )
     elif (count := len({p.sha256 for p in taught})) < data.min_examples:
         raise DataError(
-            f"{found.source!r} has {count} different pictures to learn from{where}, and data.min_examples is {data.min_examples}{bad}",
+            f"{found.source!r} has {count} different examples to learn from{where}, and data.min_examples is {data.min_examples}{bad}",
             list(found.quarantine),
         )
     if same := [name for name, n in found.numbers.items() if n["min"] == n["max"]]:
