@@ -199,7 +199,8 @@ def test_a_mask_has_the_size_of_the_picture(trained: Trained, server: Server) ->
     assert manifest.vocab == ("paper", *DIGITS) and manifest.metrics["dice"] > 0.4
     for one, path, model in zip(found, trained.apart, theirs, strict=True):
         image = Image.open(io.BytesIO(base64.b64decode(one["mask"])))
-        size = Image.open(path).size
+        with Image.open(path) as sent:
+            size = sent.size
         assert (image.format, image.mode) == ("PNG", "P")
         assert image.size == size == (one["width"], one["height"])
         assert image.getpalette()[:12] == [v for color in default_palette(4) for v in color]
