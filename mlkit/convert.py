@@ -20,12 +20,13 @@ import fastai
 import torch
 from fastai.learner import Learner, load_learner
 
-from .bundle import InputError, ManyLabels, Numbers, OneLabel, Output
+from .bundle import InputError, ManyLabels, Mask, Numbers, OneLabel, Output
 from .config import MlkitError
 from .export import export
 from .express import ExportError, output_kind
 from .inference import READERS
 from .inputs import Inputs, Strings
+from .mask import default_palette
 from .task import Task, task_of
 
 # %% ../nbs/08_convert.ipynb #0f7fa52a
@@ -96,11 +97,8 @@ def _output(learn: Learner, task: Task) -> Output:
             thresholds=(float(getattr(learn.loss_func, "thresh", 0.5)),) * len(vocab)
         ),
         "numbers": lambda: Numbers(units=("",) * len(vocab)),
+        "mask": lambda: Mask(palette=default_palette(len(vocab))),
     }
-    if kind not in plain:
-        raise ExportError(
-            f"the outputs are a {kind}, of which an export does not say enough", "output"
-        )
     return plain[kind]()
 
 

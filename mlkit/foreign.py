@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .bundle import BundleError, verify_bundle, write_bundle
+from .bundle import BundleError, Input, Manifest, verify_bundle, write_bundle
 from .config import MlkitError
 from .confine import ConfineError, Limits, missing, run_confined
 from .inference import Predictor
@@ -154,19 +154,37 @@ def _rewritten(
         }
         if manifest.input.kind == "text":
             files[manifest.input.tokenizer] = left / manifest.input.tokenizer
-        _check_graph(left / "model.onnx")
         lineage = {"imported": {"file": seen.name, "sha256": seen.sha256, "bytes": seen.bytes}}
         fields = manifest.model_dump(exclude={"files", "lineage", "metrics", "int8"})
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        own = {"name": name, "created": now, "metrics": {}, "lineage": lineage}
-        bundle = write_bundle(left.parent / "checked", fields | own, files)
+        own = {
+            "name": name,
+            "created": now,
+            "metrics": {},
+            "lineage": lineage,
+            "input": _with_examples(left, manifest),
+        }
+        bundle = write_bundle(left.parents[1] / "checked", fields | own, files)
+        _check_graph(bundle / "model.onnx")
         Predictor(bundle).rehearse()
-    except (MlkitError, OSError) as e:
+    except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
             f"{seen.name} was opened, and what came out is no bundle: {_printable(str(e))[:2000]}",
             seen,
         ) from e
     return shutil.copytree(bundle, target)
+
+
+def _with_examples(folder: Path, manifest: Manifest) -> Input:
+    "Return the input's specification; columns of a table, of which an export keeps no value, show one of the golden rows."
+    spec = manifest.input
+    if spec.kind != "table":
+        return spec
+    rows: dict[str, Any] = {}
+    for golden in manifest.golden:
+        rows = json.loads((folder / golden.file).read_bytes()) | rows
+    columns = (c.model_copy(update={"example": rows.get(c.name, c.example)}) for c in spec.columns)
+    return spec.model_copy(update={"columns": tuple(columns)})
 
 
 def _check_graph(path: Path) -> None:

@@ -138,9 +138,9 @@ _PLAIN = re.compile(
     r"|collections\.(OrderedDict|defaultdict|Counter)|inspect\.(Parameter|Signature|_ParameterKind|_empty)"
     r"|pathlib\.(_local\.)?(Pure)?(Windows|Posix)?Path|fastcore\.(basics\.(fastuple|merge)|foundation\.L)|fastai\.imports\.noop"
     r"|cloudpickle\.cloudpickle\._(builtin_type|class_setstate|function_setstate|make_(cell|empty_cell|function|skeleton_class))"
-    r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))|PIL\.Image\.(Image|Resampling|Transpose)"
+    r"|numpy\.(dtype|ndarray|(float|int)\d+|_?core\.multiarray\.(scalar|_reconstruct))|PIL\.Image\.(Image|Resampling|Transpose)"
     r"|torch\.(device|Size|Tensor|\w+Storage)|torch\._(utils|tensor)\._rebuild\w+|torch\.serialization\._get_layout"
-    r"|pandas\.(DataFrame|\w*Index|StringDtype|CategoricalDtype|arrays\.ArrowStringArray|_libs\.internals\._unpickle_block)"
+    r"|pandas\.(DataFrame|Series|\w*Index|StringDtype|CategoricalDtype|arrays\.ArrowStringArray|_libs\.internals\._unpickle_block)"
     r"|pyarrow\.lib\.(_restore_array|py_buffer|type_for_alias)"
 )
 _NOT = {"fastai.learner.load_learner", "fastai.learner.load_model"}

@@ -25,7 +25,7 @@ from torch import nn
 import mlkit.express as express
 from .bundle import ImageInput
 from .config import Settings
-from .express import ExportError
+from .express import ExportError, OtherInputs
 from .model import learner  # noqa: F401  a part of this module's face, as the next
 from .preprocess import audit, dataloaders, read_source, split  # noqa: F401
 
@@ -97,17 +97,19 @@ def _color(learn: Learner) -> str:
     lists, inputs = getattr(learn.dls.valid_ds, "tls", None), getattr(learn.dls, "n_inp", 1)
     if not lists or inputs != 1:
         holds = f"{inputs} inputs" if lists else f"a {type(learn.dls.valid_ds).__name__} as data"
-        raise ExportError(
+        raise OtherInputs(
             f"the Learner has {holds}; what becomes of a picture can be read off a DataBlock or Datasets with one input",
             "data",
         )
+    made = lists[0].types[-1]
+    if made not in (colors := {PILImageBW: "L", PILImage: "RGB"}):
+        name = getattr(made, "__name__", str(made))
+        raise OtherInputs(
+            f"the Learner's inputs are {name}, and pictures are PILImage or PILImageBW", name
+        )
     if not (last := lists[0].tfms.fs[-1]).name.endswith(".create"):
         raise _unsayable(last, "type")
-    made = lists[0].types[-1]
-    if color := {PILImageBW: "L", PILImage: "RGB"}.get(made):
-        return color
-    name = getattr(made, "__name__", str(made))
-    raise ExportError(f"the Learner's inputs are {name}; only pictures are taken", name)
+    return colors[made]
 
 
 def _unsayable(transform: Any, where: str) -> ExportError:

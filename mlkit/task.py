@@ -18,7 +18,7 @@ import mlkit.pictures as pictures
 import mlkit.texts as texts
 from .config import Settings, SettingsError, nearest
 from .evaluate import Evaluation, evaluate
-from .express import ExportError, output_kind
+from .express import ExportError, OtherInputs, output_kind
 from .labelsets import LabelSets, evaluate_labels
 from .masks import Masks, evaluate_masks
 from .measure import Measures, evaluate_numbers, units_of
@@ -160,14 +160,16 @@ def task_of(
     learn: Learner,  # whoever made it
 ) -> Task:
     "Return the task of a Learner, by its loss and by what its loaders hold; raise `ExportError` naming the part that no task has."
-    kind, refusals = output_kind(learn), []
+    kind, others = output_kind(learn), []
     for task in TASKS.values():
         if task.output == kind:
             try:
                 task.data.input_spec(learn)
                 return task
-            except ExportError as e:
-                refusals.append(e)
-    if not refusals:
+            except OtherInputs as e:
+                others.append(str(e))
+    if not others:
         raise ExportError(f"no task has {kind} as output", kind)
-    raise refusals[0]
+    raise ExportError(
+        f"no kind of data knows these inputs: {'; '.join(dict.fromkeys(others))}", "data"
+    )

@@ -40,7 +40,7 @@ import mlkit.preprocess as preprocess
 from .bundle import TextInput
 from .cache import Tokens
 from .config import DataSettings, Settings, SettingsError, nearest
-from .express import ExportError
+from .express import ExportError, OtherInputs
 from .preprocess import SUFFIXES, DataError, Example, batch_size, by_flag, find_mount
 
 # %% ../nbs/02_texts.ipynb #168d44d7
@@ -497,7 +497,12 @@ def input_spec(
     lists = getattr(learn.dls.valid_ds, "tls", [None])
     transforms = list(getattr(getattr(lists[0], "tfms", None), "fs", []))
     found = [t for t in transforms if isinstance(getattr(t, "byte_pairs", None), Tokenizer)]
-    if len(found) != 1 or not any(isinstance(t, Numericalize) for t in transforms):
+    if not any(isinstance(t, Numericalize) for t in transforms):
+        name = type(learn.dls.valid_ds).__name__
+        raise OtherInputs(
+            f"the Learner's inputs are {name} without a Numericalize, so no texts", "inputs"
+        )
+    if len(found) != 1:
         raise ExportError(
             "the Learner's inputs are no texts that a tokenizer of the library tokenizers reads; make its DataBlock with mlkit.texts.text_block",
             "tokenizer",

@@ -115,6 +115,14 @@ def test_pictures_are_answered_as_by_their_own_learner(made: Path, served) -> No
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
+def test_a_table_shows_an_example_that_it_takes(served) -> None:
+    columns = httpx.get(f"{served.url}/v1/models/price").json()["input"]["columns"]
+    row = {c["name"]: c["example"] for c in columns}
+    assert None not in row.values()
+    reply = httpx.post(f"{served.url}/v1/models/price/predict", json={"instances": [row]})
+    assert reply.is_success, reply.text
+
+
 @pytest.mark.parametrize("target", ["well", "price"])
 def test_rows_are_answered_as_by_their_own_learner(made: Path, served, target: str) -> None:
     import csv

@@ -65,7 +65,7 @@ ROOMS = {
     "export": {"bundle", "inference", "quantize", "express", "task"},
     "pickles": {"config", "bundle"},
     "confine": {"config"},
-    "convert": {"config", "bundle", "express", "export", "inference", "inputs", "task"},
+    "convert": {"config", "bundle", "express", "export", "inference", "inputs", "mask", "task"},
     "foreign": {"config", "bundle", "inference", "pickles", "confine"},
     "registry": {"config", "bundle"},
     "intake": {"config", "bundle"},
