@@ -349,7 +349,7 @@ def train_tokenizer(
     tokenizer.enable_truncation(max_tokens)
     return tokenizer
 
-# %% ../nbs/02_texts.ipynb #b119054e
+# %% ../nbs/02_texts.ipynb #60e7419d
 _PAD = "the padding"
 
 
@@ -405,7 +405,7 @@ def dataloaders(
     dls.tokens = [Tokens(ids, tokenizer.get_vocab_size()) for ids in tokens]
     return dls
 
-# %% ../nbs/02_texts.ipynb #b3b2a6e3
+# %% ../nbs/02_texts.ipynb #35ee8104
 _ARCHS = ("bag",)
 _WIDTH, _DROPOUT = 100, 0.5
 
@@ -456,7 +456,7 @@ def vocab_of(
     "Return the labels: fastai gives the pieces of texts and the labels, one after the other."
     return tuple(map(str, dls.vocab[-1]))
 
-# %% ../nbs/02_texts.ipynb #95d23333
+# %% ../nbs/02_texts.ipynb #8ad99674
 class MeanOfTokens(nn.Module):
     "What an `nn.EmbeddingBag` of means gives, in words that ONNX has."
 
