@@ -71,6 +71,8 @@ def errors(frame: pd.DataFrame, table: str) -> Iterator[tuple[str, float, float]
         folds = kind(5, shuffle=True, random_state=seed).split(frame, y)
         for rows, test in list(folds)[:used]:
             rows, test = (frame.iloc[i].reset_index(drop=True) for i in (rows, test))
+            full = [c for c in frame if rows[c].notna().all() and frame[c].dtype.kind in "if"]
+            test = test.dropna(subset=full).reset_index(drop=True)  # others the model refuses
             found, a = ours(rows, test, seed)
             b, truth = theirs(found, rows, test), test[found.goal.targets[0]]
             if found.goal.kind == "regression":

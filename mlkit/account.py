@@ -878,7 +878,7 @@ def _competition_files(account: Account, name: str) -> dict[str, int]:
 
 
 def shape_submission(
-    predictions: Path,  # CSV with the columns input and label, from `mlkit predict --out`
+    predictions: Path,  # CSV from `mlkit predict --out`
     sample: Path,  # the competition's sample submission: an identifier, then what is predicted
     path: Path,  # written
 ) -> Path:
@@ -891,16 +891,20 @@ def shape_submission(
         raise KaggleError(
             f"{sample} has {len(head)} columns, {', '.join(head)}; only an identifier and one value can be filled in"
         )
-    if not rows or not {"input", "label"} <= set(rows[0]):
+    identifier, value = head
+    has = list(rows[0]) if rows else []
+    answers = (f"predicted_{value}", "predicted_label", "label", value)
+    said = next((name for name in answers if name in has), None)
+    if not said or "input" not in has:
         raise KaggleError(
-            f"{predictions} has no columns input and label; make it with `mlkit predict MODEL INPUT --out {predictions}`"
+            f"{predictions} has no column input, or none of label and {value}; make it with `mlkit predict MODEL INPUT --out {predictions}`"
         )
-    labels = {
-        key: r["label"]
-        for r in rows
-        if r["label"]
-        for key in (Path(r["input"]).stem, Path(r["input"]).name, r["input"])
-    }
+
+    def keys(row: dict[str, str]) -> tuple[str, ...]:  # a table keeps its identifiers
+        path = Path(row["input"])
+        return (row[identifier],) if identifier in has else (path.stem, path.name, row["input"])
+
+    labels = {key: row[said] for row in rows if row[said] for key in keys(row)}
     if lacking := [line[0] for line in wanted if line[0] not in labels]:
         raise KaggleError(
             f"{predictions} has nothing for {len(lacking)} of {len(wanted)} identifiers of {sample}: {', '.join(lacking[:5])}"

@@ -46,6 +46,11 @@ class Answered:
 _CHUNK = {"image": 8, "table": 1024, "text": 32}
 
 
+def _chunk(predictor: Predictor) -> int:
+    size = _CHUNK[predictor.manifest.input.kind]
+    return size if predictor.engine.device == "CPU" else max(size, 64)
+
+
 def open_model(
     version: Version,
     settings: Settings,  # api.engine, precision, calibrated and max_megapixels are for this too
@@ -73,7 +78,7 @@ def answers(
     threads: int | None = None,  # None = as many as cores
 ) -> Iterator[list[Answered]]:
     "Yield what the model says to each input, in order, a chunk at a time."
-    chunk, threads = chunk or _CHUNK[predictor.manifest.input.kind], threads or cores()
+    chunk, threads = chunk or _chunk(predictor), threads or cores()
     items, alone, due = iter(items), threading.Lock(), deque()
     pool = ThreadPoolExecutor(threads, "mlkit-batch")
     try:
@@ -163,12 +168,12 @@ class Sheet:
         self.odds = probabilities and manifest.output.kind in ("label", "labels")
         said = self._columns()
         self.kept, self.width = dict(kept or {}), len(said)
-        own = {"input": str} | said | {"error": str}
-        renamed = {n: f"predicted_{n}" if n in self.kept else n for n in own}
-        self.head = {renamed["input"]: str} | self.kept
-        self.head |= {renamed[n]: own[n] for n in [*said, "error"]}
+        renamed = _apart(["input", "error"], self.kept)
+        names = _apart(said, {*self.kept, *renamed.values()})
+        self.head: dict[str, Any] = {renamed["input"]: str} | self.kept
+        self.head |= {names[n]: kind for n, kind in said.items()} | {renamed["error"]: str}
         units = dict(zip(vocab, getattr(manifest.output, "units", ()), strict=False))
-        self.units = {renamed[n]: u for n in said if (u := units.get(n))}
+        self.units = {names[n]: u for n in said if (u := units.get(n))}
         if masks:
             masks.mkdir(parents=True, exist_ok=True)
 
@@ -215,6 +220,18 @@ class Sheet:
         file = self.masks / f"{number:06d}-{Path(name).stem}.png"
         file.write_bytes(answer.mask)
         return [os.path.relpath(file, self.beside), *areas]
+
+
+def _apart(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    "Return each name with the one that it gets, so that all are different from those that are taken."
+    taken, given = set(taken), {}
+    for name in names:
+        new = name
+        while new in taken:
+            new = f"predicted_{new}"
+        given[name] = new
+        taken.add(new)
+    return given
 
 
 def to_text(
@@ -414,7 +431,7 @@ def write(
     tell: Callable[[Done], None] = lambda done: None,  # called after each chunk
 ) -> Done:
     "Write a row for each input and return how many; go on where an earlier try was stopped; raise `BatchError`."
-    chunk = chunk or _CHUNK[predictor.manifest.input.kind]
+    chunk = chunk or _chunk(predictor)
     made_from = _made_from(predictor, sheet, chunk)
     with _part_folder(out, again) as folder:
         done = _take_up(folder, made_from, again)

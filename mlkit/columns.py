@@ -28,7 +28,7 @@ from fastai.data.transforms import Categorize, Normalize, RegressionSetup
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, rmse
-from fastai.tabular.core import Categorify, FillMissing, TabularPandas, add_datepart
+from fastai.tabular.core import Categorify, FillMissing, TabDataLoader, TabularPandas, add_datepart
 from fastai.tabular.learner import TabularLearner
 from fastai.tabular.model import TabularModel, get_emb_sz
 from fastai.torch_core import set_seed
@@ -43,7 +43,7 @@ from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
 
 # %% ../nbs/02_columns.ipynb #1a560b3e
-SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", ".feather"}
+SUFFIXES = {".csv", ".tsv", ".parquet", ".feather"}
 _SKLEARN = ("breast_cancer", "diabetes", "iris", "wine")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _CODE = re.compile(r"-?0\d")
@@ -515,7 +515,9 @@ def _alone(frame: pd.DataFrame, name: str, goal: Goal) -> float:
     regression = goal.kind == "regression"
     if type_of(values) in ("text", "boolean"):  # a code each, missing too
         values = pd.Series(pd.factorize(values.astype(str))[0], index=values.index)
-    x = values.astype("int64" if type_of(values) == "date" else float).to_numpy(float)[:, None]
+    if type_of(values) == "date":
+        values = (values - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    x = values.to_numpy(float)[:, None]
     y = y.to_numpy(float) if regression else pd.factorize(y.map(to_label))[0]
     if len(y) < 30:
         return 0.0
@@ -723,7 +725,8 @@ def dataloaders(
         splits=(list(range(n)), list(range(n, len(frame)))),
         reduce_memory=False,
     )
-    dls = table.dataloaders(bs=table_batch_size(n, settings.data.batch_size))
+    # fastai's default for tables draws rows with replacement, and heeds no order that is asked for
+    dls = table.dataloaders(table_batch_size(n, settings.data.batch_size), dl_type=TabDataLoader)
     for loader, rows in zip(dls.loaders, (parts.train, parts.valid), strict=True):
         rows = rows.drop(columns=list(goal.targets)).reset_index(drop=True)
         loader.dataset.origin = Origin(rows, goal, settings.data.missing)
@@ -752,6 +755,10 @@ def quantile_steps(
     return nn.Sequential(layer, nn.Hardtanh(0, 1)), layer.out_features
 
 
+def _dropout(rows: int, classes: bool) -> float:
+    return 0.3 if rows < 5000 else 0.1 if classes else 0.0  # much of it blurs numbers
+
+
 def scaled(
     targets: np.ndarray,  # of training, rows × numbers
 ) -> nn.Linear:
@@ -770,7 +777,7 @@ def learner(
     layers: Sequence[int] = (128, 128),  # widths
     bins: int = 0,  # of a number, at most; 0 = 8 to 64, by the number of rows
     dropout: float
-    | None = None,  # after a layer, a third of it in embeddings; None = by what is learned
+    | None = None,  # after a layer, a third of it in embeddings; None = by the number of rows
 ) -> Learner:
     "Return a `TabularLearner`, seeded: embeddings, piecewise linear numbers, two layers; raise `SettingsError` for another architecture."
     model = settings.model
@@ -788,7 +795,7 @@ def learner(
         if len(table.cont_names)
         else (None, 0)
     )
-    share = (0.3 if classes else 0.0) if dropout is None else dropout
+    share = _dropout(len(table), classes) if dropout is None else dropout
     network = TabularModel(
         get_emb_sz(table),
         width,

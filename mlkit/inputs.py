@@ -159,6 +159,8 @@ class Inputs:
         stdin: BinaryIO | None = None,  # what - means, buffered
     ):
         self.spec, self.column, self.stdin = spec, column, stdin
+        if list(words).count("-") > 1:
+            raise BatchError("stdin (-) is given twice; it can be read once")
         self.sources = [source for word in words for source in self._sources(word)]
         missing = [str(s) for s in self.sources if isinstance(s, Path) and not s.exists()]
         if missing:
@@ -263,7 +265,7 @@ class Inputs:
                 yield Item(name, None, kept, f"{holder} is empty")
 
     def _lines(self) -> Iterator[Item]:
-        text = io.TextIOWrapper(self.stdin, "utf-8-sig", errors="surrogateescape")
+        text = io.TextIOWrapper(self.stdin, "utf-8-sig", errors="surrogateescape", newline="\n")
         for number, line in enumerate(text, 1):
             line = line.rstrip("\r\n")
             if self.spec.kind == "text":
@@ -279,8 +281,9 @@ def _walk(
     "Yield the files below `folder`, sorted, without hidden ones and those in hidden folders."
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         if path.is_dir():
-            yield from _walk(path, suffixes)
-        elif not suffixes or path.suffix.lower() in suffixes:
+            if not path.is_symlink():  # it may lead back here
+                yield from _walk(path, suffixes)
+        elif path.is_file() and (not suffixes or path.suffix.lower() in suffixes):
             yield path
 
 

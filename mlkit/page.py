@@ -29,9 +29,9 @@ button { cursor: pointer }
 .drop.over { border-color: var(--bar); background: var(--card) }
 #form { margin: 1rem 0; display: grid; gap: .8rem; justify-items: start }
 #fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); gap: .8rem; width: 100% }
-#fields div { display: grid; gap: .2rem; font-size: .875rem; min-width: 0; overflow-wrap: anywhere; align-content: end }
+#fields div { display: grid; gap: .2rem; font-size: .875rem; min-width: 0; overflow-wrap: anywhere; align-content: start }
 #fields div:has(textarea) { grid-column: 1/-1 }
-#fields :is(input, select, textarea) { width: 100% }
+#fields :is(input, select, textarea) { width: 100%; min-height: 2.4rem }
 .drop input { position: absolute; opacity: 0; width: 1px }
 #answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .8rem; padding: .8rem; min-width: 0;
@@ -212,17 +212,18 @@ function list(place, title, rows) {
   }))
 }
 
+const bar = p => ({"--p": `${100 * p}%`})
 const likeliest = shares => Object.entries(shares).sort((a, b) => b[1] - a[1])
 
 const shown = {
   label(card, one) {
-    list(card.querySelector("ol"), "probabilities", likeliest(one.probabilities).map(([l, p]) => [l, percent(p), {"--p": percent(p)}]))
+    list(card.querySelector("ol"), "probabilities", likeliest(one.probabilities).map(([l, p]) => [l, percent(p), bar(p)]))
     return `${one.label}, ${percent(one.confidence)}`
   },
   labels(card, one, m) {
     const least = Object.fromEntries(m.vocab.map((label, i) => [label, m.output.thresholds[i]]))
     list(card.querySelector("ol"), "probabilities", likeliest(one.probabilities).map(([l, p]) =>
-      [l, `${percent(p)}, given from ${percent(least[l])}`, {"--p": percent(p)}, one.labels.includes(l)]))
+      [l, `${percent(p)}, given from ${percent(least[l])}`, bar(p), one.labels.includes(l)]))
     return one.labels.join(", ") || "none of the labels"
   },
   numbers(card, one) {
@@ -233,7 +234,7 @@ const shown = {
   },
   mask(card, one, m) {
     const color = Object.fromEntries(m.vocab.map((label, i) => [label, `rgb(${m.output.palette[i].join(" ")})`]))
-    const rows = likeliest(one.areas).map(([l, p]) => [l, percent(p), {"--p": percent(p), "--c": color[l]}])
+    const rows = likeliest(one.areas).map(([l, p]) => [l, percent(p), {...bar(p), "--c": color[l]}])
     card.querySelector("ol").className = "areas"
     list(card.querySelector("ol"), "share of each class", rows)
     cover(card.querySelector("canvas"), one)

@@ -147,8 +147,9 @@ def _from_folder(root: Path) -> Source:
     else:
         parts = {"": root}
     if all((top / "images").is_dir() and (top / "masks").is_dir() for top in parts.values()):
+        names = _names_in(root, "codes.txt", "classes.txt")
         masked = [e for part, top in parts.items() for e in _masked(root, top, part)]
-        return Source(_MASKS, "images/ and masks/", tuple(masked), _names_in(root))
+        return Source(_MASKS, "images/ and masks/", tuple(masked), names)
     examples = (
         Example(path, folder.name, path.relative_to(root).as_posix(), part)
         for part, top in parts.items()
@@ -177,10 +178,10 @@ def _masked(root: Path, top: Path, part: str) -> list[Example]:
     return found
 
 
-def _names_in(folder: Path) -> tuple[str, ...] | None:
-    for file in (folder / "codes.txt", folder / "classes.txt"):
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+def _names_in(folder: Path, *files: str) -> tuple[str, ...] | None:
+    for file in files:
+        if (folder / file).is_file():
+            lines = (folder / file).read_text(encoding="utf-8-sig").splitlines()
             return tuple(line.strip() for line in lines if line.strip())
     return None
 
@@ -200,8 +201,10 @@ def _from_csv(path: Path, data: DataSettings) -> Source:
             f"{path} lacks a path or a label in {len(bare)} lines, such as {', '.join(bare[:10])}; fill them in or remove them"
         )
     names = tuple(targets)
-    if between is not None or task == _MASKS:
-        names = _names_in(path.parent)
+    if between is not None:
+        names = _names_in(path.parent, "classes.txt")
+    elif task == _MASKS:
+        names = _names_in(path.parent, "codes.txt", "classes.txt")
     read = _READ[task]
     examples = tuple(
         Example(
@@ -799,13 +802,13 @@ def _check_enough(found: Audit, data: DataSettings) -> None:
         if few:
             said = ", ".join(f"{label} ({n})" for label, n in list(few.items())[:10])
             raise DataError(
-                f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different pictures{where}: {said}{bad}. "
+                f"{len(few)} of {len(found.labels)} classes have fewer than {data.min_examples} different examples{where}: {said}{bad}. "
                 "Add examples, remove the class, or lower data.min_examples",
                 list(found.quarantine),
             )
     elif (count := len({p.sha256 for p in taught})) < data.min_examples:
         raise DataError(
-            f"{found.source!r} has {count} different pictures to learn from{where}, and data.min_examples is {data.min_examples}{bad}",
+            f"{found.source!r} has {count} different examples to learn from{where}, and data.min_examples is {data.min_examples}{bad}",
             list(found.quarantine),
         )
     if same := [name for name, n in found.numbers.items() if n["min"] == n["max"]]:

@@ -133,7 +133,7 @@ TASKS = {
             texts,
             "label",
             _evaluate_classes,
-            10,
+            20,
             "For texts like those it was trained on, in the same language, each of which belongs to exactly one of the classes. It has read "
             "nothing else: of words that training did not have it knows nothing.",
             _OF_TEXTS,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fastai.callback.all  # noqa: F401  gives every Learner fit_one_cycle, lr_find, no_bar, …
 import numpy as np
@@ -98,7 +98,7 @@ def _frame(
         with open(path, encoding="utf-8-sig", errors="replace") as f:
             sep = max(",;\t|", key=f.readline().count)
         how = {"encoding": "utf-8-sig", "encoding_errors": "surrogateescape", "nrows": rows}
-        return pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, **how)
+        return pd.read_csv(path, sep=sep, dtype=object, keep_default_na=False, **how)
     except (ValueError, OSError) as e:  # ParserError, ArrowInvalid, …
         raise DataError(f"{path} cannot be read as a table: {e}") from e
 
@@ -162,13 +162,13 @@ def kind_of(
     found = find_columns(frame, settings.data)
     if not found or found.share < 0.8 or frame[found.label].nunique() > len(frame) / 2:
         return None
-    words = frame[found.text].astype(str).str.split().str.len().mean()
+    words = np.mean([len(str(text).split()) for text in frame[found.text]])
     return (_TASK, found.reason) if words >= 3 else None
 
 
 _TASK = "text-classification"
 
-# %% ../nbs/02_texts.ipynb #e1c9e220
+# %% ../nbs/02_texts.ipynb #f668c069
 @dataclass(frozen=True)
 class Text:
     "A text and its label; `problem` is why it cannot be learned from, else None."
@@ -191,7 +191,7 @@ def _looked(example: Example, text: Any) -> Text:
         digest = hashlib.sha256(text.encode()).hexdigest()
     except UnicodeEncodeError:
         return Text(example, "", "", "not UTF-8")
-    return Text(example, text, digest, None if example.label.strip() else "no label")
+    return Text(example, text, digest, None if example.label else "no label")
 
 
 def _read_file(example: Example) -> Text:
@@ -229,14 +229,20 @@ def read_texts(
 def _label(value: Any) -> str:
     if value is None or value != value:  # NaN
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value).strip()
 
-# %% ../nbs/02_texts.ipynb #4c40e1ce
+# %% ../nbs/02_texts.ipynb #86886c28
 @dataclass(frozen=True)
 class Audit(preprocess.Audit):
     "What a source holds: classes, texts that cannot be learned from, duplicates, leakage, lengths; a table in JupyterLab."
 
     max_tokens: int = 512  # that the model will read
+    binary: ClassVar[bool] = False  # there are no masks
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        "All labels, sorted, those without a readable text included."
+        return tuple(sorted({p.example.label for p in self.pictures} - {""}))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -319,7 +325,7 @@ def split(
     "Return the source's own split, or a stratified one by content; raise `DataError` when there is too little."
     return Split(**vars(preprocess.split(found, settings)))
 
-# %% ../nbs/02_texts.ipynb #cc6ded0d
+# %% ../nbs/02_texts.ipynb #8fbc50ff
 _PIECES = 20_000
 _CHARACTERS = 16  # given to the tokenizer for each token that is read; English has four or five
 
@@ -343,7 +349,7 @@ def train_tokenizer(
     tokenizer.enable_truncation(max_tokens)
     return tokenizer
 
-# %% ../nbs/02_texts.ipynb #fcf81d5b
+# %% ../nbs/02_texts.ipynb #b119054e
 _PAD = "the padding"
 
 
@@ -399,7 +405,7 @@ def dataloaders(
     dls.tokens = [Tokens(ids, tokenizer.get_vocab_size()) for ids in tokens]
     return dls
 
-# %% ../nbs/02_texts.ipynb #19ac5536
+# %% ../nbs/02_texts.ipynb #b3b2a6e3
 _ARCHS = ("bag",)
 _WIDTH, _DROPOUT = 100, 0.5
 
@@ -450,7 +456,7 @@ def vocab_of(
     "Return the labels: fastai gives the pieces of texts and the labels, one after the other."
     return tuple(map(str, dls.vocab[-1]))
 
-# %% ../nbs/02_texts.ipynb #be050a92
+# %% ../nbs/02_texts.ipynb #95d23333
 class MeanOfTokens(nn.Module):
     "What an `nn.EmbeddingBag` of means gives, in words that ONNX has."
 

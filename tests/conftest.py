@@ -18,16 +18,20 @@ import onnx
 import onnx.parser
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 
 from mlkit.bundle import (
     Category,
     Column,
     ImageInput,
     ManyLabels,
+    Mask,
     Number,
     Numbers,
     Parity,
     TableInput,
+    TextInput,
     write_bundle,
 )
 from mlkit.registry import Registry
@@ -75,6 +79,30 @@ BRIGHT = """
 PRICE = """
     each = Constant<value = float[3, 2] {1.0, 0.0, 10.0, 0.0, 100.0, 1.0}>()
     p = MatMul(x, each)"""
+MASKS = """
+<ir_version: 8, opset_import: ["" : 13]>
+color (float[n, 3, 8, 8] x) => (float[n, 8, 8] p) {{
+    {body}
+}}"""
+BRIGHTEST = "most = ArgMax<axis = 1, keepdims = 0>(x)  p = Cast<to = 1>(most)"
+PALETTE = ((255, 255, 0), (0, 255, 255), (255, 255, 255))
+WORDS = """
+<ir_version: 8, opset_import: ["" : 13]>
+mood (int64[n, t] x) => (float[n, 2] p) {{
+    {body}
+}}"""
+MOOD = """
+    one = Constant<value = int64[1] {1}>()
+    two = Constant<value = int64[1] {2}>()
+    is_good = Equal(x, one)
+    is_bad = Equal(x, two)
+    good_ = Cast<to = 1>(is_good)
+    bad_ = Cast<to = 1>(is_bad)
+    good = ReduceSum<keepdims = 1>(good_, one)
+    bad = ReduceSum<keepdims = 1>(bad_, one)
+    z = Concat<axis = 1>(good, bad)
+    p = Softmax<axis = 1>(z)"""  # by how many words are `good` and `bad`
+TEXT = TextInput(max_tokens=6, pad=3)
 GEM = TableInput(
     columns=[
         Column(name="carat", type="number", example=0.5),
@@ -165,6 +193,16 @@ def every_kind(folder: Path) -> Registry:
     money = Numbers(units=("USD", ""), exp=(False, False))
     add("image-label")
     add("image-labels", body=SIGMOID, output=labels, temperature=None)
+    add("image-mask", graph=MASKS, body=BRIGHTEST, output=Mask(palette=PALETTE), temperature=None)
+    words = Tokenizer(WordLevel({"?": 0, "good": 1, "bad": 2, "": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    texts = {
+        "input": TEXT,
+        "temperature": None,
+        "files": {"tokenizer.json": folder / "tokenizer.json"},
+    }
+    add("text-label", graph=WORDS, body=MOOD, vocab=("good", "bad"), **texts)
     add("table-label", body=BRIGHT, vocab=("dull", "bright"), **rows)
     add("table-numbers", body=PRICE, vocab=("price", "mass"), output=money, **rows)
     return registry

@@ -1,6 +1,7 @@
 """`mlkit predict` over many inputs: whole processes, killed and taken up again."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from conftest import picture
+from conftest import PALETTE, picture
+from PIL import Image
 
 from mlkit.inference import Predictor
 from mlkit.registry import Registry
@@ -318,6 +320,66 @@ def test_labels(predict: Callable, seen: Path, tmp_path: Path) -> None:
     assert predict(*words, "--out", "out.parquet", model="image-labels").returncode == 0
     labels = parquet.read_table(tmp_path / "out.parquet")["labels"].to_pylist()
     assert labels == [["red", "green"], None]
+
+
+def test_texts(predict: Callable, tmp_path: Path) -> None:
+    said = ["good, very good", "bad", " ", "good 🎉 Größe\u2028bad bad", "=good " * 9]
+    folder = tmp_path / "said"
+    (folder / "more").mkdir(parents=True)
+    for i, text in enumerate(said):
+        (folder / "more" / f"{i}.txt").write_text(text, encoding="utf-8")
+    (folder / "picture.png").write_bytes(picture())
+    (folder / "more" / "9.txt").write_bytes(b"\xff good")
+    with open(tmp_path / "said.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([["id", "text"], *enumerate(said)])
+    columns = {"id": list(range(5)), "words": said}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "said.parquet")
+    asked = {
+        "files": predict("said/**/*.txt", model="text-label"),
+        "folder": predict("said", model="text-label"),
+        "csv": predict("said.csv", model="text-label"),
+        "parquet": predict("said.parquet", "--column", "words", model="text-label"),
+        "stdin": predict("-", stdin="\n".join(said).encode(), model="text-label"),
+    }
+    for way, done in asked.items():
+        assert done.returncode == 0, (way, done.stderr)
+        rows = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))
+        assert [r["label"] for r in rows[:5]] == ["good", "bad", "", "bad", "good"], way
+        assert [r["truncated"] for r in rows[:5]] == ["false", "false", "", "false", "true"], way
+        assert "empty" in rows[2]["error"], way
+        assert len(rows) == (6 if way in ("files", "folder") else 5), way
+        if way in ("csv", "parquet"):
+            text = rows[3]["text" if way == "csv" else "words"]
+            assert text == said[3] and rows[4]["id"] == "4"
+    assert "UTF-8" in list(csv.DictReader(asked["folder"].stdout.decode().split("\n")))[-1]["error"]
+    refused = predict("said.parquet", model="text-label")
+    assert refused.returncode == 1 and b"no column 'text'" in refused.stderr
+
+
+def test_masks_lie_beside_the_table(predict: Callable, seen: Path, tmp_path: Path) -> None:
+    both = Image.new("RGB", (40, 20), "red")
+    both.paste("blue", (0, 0, 10, 20))
+    both.save(tmp_path / "both.png")
+    words = ["both.png", "seen/007.png", "seen/001.png"]
+    done = predict(*words, "--out", "out.csv", model="image-mask")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "out.csv")
+    assert [r["mask"] for r in rows] == [
+        "out.masks/000001-both.png",
+        "",
+        "out.masks/000003-001.png",
+    ]
+    assert [float(rows[0][f"area_{c}"]) for c in COLORS.values()] == [0.75, 0.0, 0.25]
+    mask = Image.open(tmp_path / rows[0]["mask"])
+    assert mask.size == (40, 20) and mask.mode == "P"
+    assert (mask.getpixel((5, 5)), mask.getpixel((30, 5))) == (2, 0)
+    assert mask.convert("RGB").getpixel((30, 5)) == PALETTE[0]
+    assert (
+        predict(*words, "--out", "two.csv", "--masks", "kept", model="image-mask").returncode == 0
+    )
+    assert read_csv(tmp_path / "two.csv")[0]["mask"] == "kept/000001-both.png"
+    told = read_csv(predict("both.png", model="image-mask").stdout.decode())
+    assert "mask" not in told[0] and told[0]["area_red"] == "0.75"
 
 
 def test_a_table_that_is_none_of_the_models_says_what_the_model_wants(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import SOFTMAX, Server, make_bundle, running
+from conftest import SOFTMAX, Server, make_bundle, picture, running
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
@@ -73,6 +73,13 @@ def drop(page: Page, path: Path, name: str = "") -> None:
     page.evaluate(DROP, [name or path.name, list(path.read_bytes())])
 
 
+def bars(page: Page) -> list[float]:
+    "How long the bars are, percent."
+    of = "li => 100 * parseFloat(getComputedStyle(li, '::after').width) / li.clientWidth"
+    found = page.locator("article").first.locator("li").all()
+    return [round(row.evaluate(of), 1) for row in found]
+
+
 def test_a_dropped_picture_is_answered(server: Server, open_page: Callable, tmp_path: Path) -> None:
     page = open_page(server)
     expect(page.locator("#about")).to_contain_text("version 1 · mean · 3 labels · accuracy 1")
@@ -85,6 +92,7 @@ def test_a_dropped_picture_is_answered(server: Server, open_page: Callable, tmp_
         "green",
     ]
     expect(card.locator(".ask")).to_contain_text('it\'s "blue" <b>.png, answered by color@1')
+    assert bars(page) == pytest.approx([57.6, 21.2, 21.2], abs=0.2)
     said = shlex.split(card.locator("code").inner_text())
     url = f"{server.url}/v1/models/color/predict"
     assert said == ["curl", "-F", r'file=@"it' + r"'s \"blue\" <b>.png" + '"', url]
@@ -285,3 +293,63 @@ def test_labels_over_their_thresholds_are_marked(page_of: Callable, tmp_path: Pa
         '"✓ "',
         "none",
     ]
+
+
+def test_a_mask_covers_the_picture(page_of: Callable, tmp_path: Path) -> None:
+    both = Image.new("RGB", (400, 200), "red")
+    both.paste("blue", (0, 0, 100, 200))
+    both.save(tmp_path / "both.png")
+    page = page_of("image-mask")
+    expect(page.locator("#about")).to_contain_text("3 classes")
+    drop(page, tmp_path / "both.png")
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("red 75.0 %, blue 25.0 %")
+    legend = card.get_by_role("list", name="share of each class").locator("li")
+    assert [row.split("\n") for row in legend.all_inner_texts()] == [
+        ["red", "75.0 %"],
+        ["blue", "25.0 %"],
+        ["green", "0.0 %"],
+    ]
+    color = "e => getComputedStyle(e, '::before').backgroundColor"
+    assert legend.locator("span:first-child").first.evaluate(color) == "rgb(255, 255, 0)"
+    pixel = "(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data]"
+    canvas = card.locator("canvas")
+    page.wait_for_function(
+        "c => c.getContext('2d').getImageData(300, 50, 1, 1).data[1] > 0",
+        arg=canvas.element_handle(),
+    )
+    assert canvas.evaluate(pixel, [300, 50])[:3] == pytest.approx([255, 127, 0], abs=2)
+    assert canvas.evaluate(pixel, [50, 50])[:3] == pytest.approx([127, 127, 255], abs=2)
+    assert bars(page) == pytest.approx([75, 25, 0.3], abs=0.2)  # a pixel at least
+    assert "75.0 %" in canvas.get_attribute("aria-label")
+    assert card.get_by_role("button", name="What mattered?").is_hidden()
+
+
+def test_a_text_is_typed(page_of: Callable, tmp_path: Path) -> None:
+    page = page_of("text-label")
+    field = page.get_by_role("textbox", name="Text")
+    page.get_by_role("button", name="Ask").click()  # nothing was typed: the browser says so
+    assert page.locator("article").count() == 0
+    field.fill("good <b>good</b>\nit's 🎉")
+    field.press("Tab")
+    page.keyboard.press("Enter")
+    card = page.locator("article")
+    expect(card.locator("h2")).to_have_text("good, 88.1 %")
+    assert bars(page) == pytest.approx([88.1, 11.9], abs=0.2)
+    expect(card.locator(".ask")).to_contain_text("good <b>good</b>")
+    said = shlex.split(card.locator("code").inner_text())
+    assert json.loads(said[4])["instances"] == [{"text": "good <b>good</b>\nit's 🎉"}]
+    expect(card.locator(".cut")).to_be_visible()  # more than six tokens
+    field.fill("bad")
+    page.get_by_role("button", name="Ask").click()
+    expect(card.first.locator("h2")).to_have_text("bad, 73.1 %")
+    expect(card.first.locator(".cut")).to_be_hidden()
+    field.fill("   ")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("alert").filter(has_text="empty")).to_be_visible()
+
+
+def test_what_the_model_does_not_take_is_not_sent(page_of: Callable, tmp_path: Path) -> None:
+    page = page_of("text-label")
+    page.evaluate(DROP.replace('"drop")', '"answers")'), ["a.png", list(picture())])
+    expect(page.locator("article .wrong")).to_have_text("text-label takes no picture")
