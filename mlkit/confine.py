@@ -95,7 +95,7 @@ def _readable() -> list[Path]:
         sys.prefix,
         sys.base_prefix,
         *sysconfig.get_paths().values(),
-        Path(__file__).parent,
+        *sys.modules["mlkit"].__path__,
         *paths,
     ]
     system = [
