@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .bundle import InputError, Manifest
-from .intake import Inputs, complaint, too_many, unencoded
+from .intake import Inputs, complaint, parsed, too_many, unencoded
 
 # %% ../nbs/10_v2.ipynb #82df5cbf
 LENGTH = "Inference-Header-Content-Length"
@@ -84,9 +84,11 @@ def parse(
     if reader.commas is not None and text.count(b",") > (reader.commas + 4) * limit + 100:
         raise too_many(limit)
     try:
-        asked = InferRequest.model_validate(json.loads(text))
+        asked = InferRequest.model_validate(parsed(text))
     except ValidationError as e:
         raise HTTPException(422, complaint(e)) from e
+    except InputError as e:
+        raise HTTPException(422, str(e)) from e
     except (ValueError, RecursionError) as e:
         raise HTTPException(400, "the body is no JSON that can be read") from e
     if len({one.name for one in asked.outputs or []}) < len(asked.outputs or []):
