@@ -239,8 +239,8 @@ def bad_sources(digits: Path, folder: Path) -> dict[str, tuple[Path, str]]:
     return {
         "an empty folder": (folder / "empty", "no picture in a class folder"),
         "one class": (folder / "one", "one class, 'cat'"),
-        "texts named .jpg": (folder / "text", "cat (0), dog (0); 12 files could not be read"),
-        "truncated JPEGs": (folder / "cut", "cat (0), dog (0); 12 files could not be read"),
+        "texts named .jpg": (folder / "text", "cat (0), dog (0); 12 files could not be used"),
+        "truncated JPEGs": (folder / "cut", "cat (0), dog (0); 12 files could not be used"),
         "a CSV with a missing file": (folder / "gap.csv", "lost.png"),
         "no such folder": (folder / "absent", "does not exist"),
     }
