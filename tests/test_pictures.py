@@ -46,6 +46,7 @@ SMALL = {
     "MLKIT_DATA__WORKERS": "0",
     "MLKIT_DATA__UNITS": "ink=mg",
     "MLKIT_TRAIN__LR": "0.005",
+    "MLKIT_TRAIN__PATIENCE": "20",  # from scratch, the first epochs say little of the last
     "OMP_NUM_THREADS": "1",
 }
 SHAPES = ((32, 32), (48, 32), (33, 61))  # width, height of canvases that are kept apart
@@ -185,12 +186,12 @@ def test_a_number(trained: Trained, server: Server) -> None:
     ours = np.array([[one["values"]["ink"]] for one in found])
     assert (np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max() <= 1e-4
     assert {json.dumps(one["units"]) for one in found} == {'{"ink": "mg"}'}
-    assert info(server, "ink")["metrics"]["r2"] > 0.5
+    assert info(server, "ink")["metrics"]["r2"] > 0.8
     same = [
         i for i, path in enumerate(trained.apart) if path.parts[-3] == "apart1"
     ]  # as in training
     true = np.array([trained.rows[i]["ink"] for i in same])
-    assert np.corrcoef(true, ours[same, 0])[0, 1] > 0.7
+    assert np.corrcoef(true, ours[same, 0])[0, 1] > 0.9
 
 
 def test_a_mask_has_the_size_of_the_picture(trained: Trained, server: Server) -> None:
