@@ -268,8 +268,10 @@ def learner(
     if _is_for_masks(dls):
         learn = _unet(dls, model.arch, options)
     else:  # `dataloaders` has normalised
-        learn = vision_learner(dls, arch, pretrained=False, normalize=False, **options)
+        drop = {"ps": 0.0} if _is_for_numbers(dls) else {}
+        learn = vision_learner(dls, arch, pretrained=False, normalize=False, **drop, **options)
     if _is_for_numbers(dls):
+        nn.init.zeros_(learn.model[1][-1].weight)
         learn.model[1].append(in_units(targets_of(dls.train_ds)))
     if state is not None:
         load_weights(learn, model.arch, state, str(model.weights or "the hub's weights"))

@@ -60,7 +60,7 @@ def canvases(folder: Path, count: int, shape: tuple[int, int] = (48, 32)) -> lis
     rows, (width, height) = [], shape
     for i in range(count):
         ink, mask = np.zeros((height, width)), np.zeros((height, width), np.uint8)
-        shown = chance.sample(range(3), chance.choice((0, 1, 1, 2, 2, 3)))
+        shown = chance.sample(range(3), chance.choice((1, 1, 2, 2, 3)) if i else 0)
         for place, kind in enumerate(shown):
             x = place * width // 3 + chance.randint(0, max(width // 3 - 10, 0))
             y = chance.randint(0, height - 10)
