@@ -10,8 +10,8 @@ import argparse
 import contextlib
 import io
 import os
-import tempfile
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
