@@ -21,6 +21,7 @@ from mlkit.engine import cores
 from mlkit.registry import Registry
 
 CHUNK = 8
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def bare(model: str, models: Path, files: list[Path], share: int, barrier, rates) -> None:
@@ -80,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("model", nargs="?", default="digits", help="that `make demo` makes")
+    parser.add_argument("--photographs", type=Path, default=SHARED / "data/clothing")
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--inputs", type=int, default=600, help="for each round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -90,6 +91,8 @@ def main() -> None:
     files = [
         p for p in sorted(asked.photographs.rglob("*")) if p.suffix in (".jpg", ".jpeg", ".png")
     ]
+    if not files:
+        sys.exit(f"there is no picture in {asked.photographs}; give --photographs FOLDER")
     some = files[: asked.inputs]
     with tempfile.TemporaryDirectory() as tmp:
         for turn in range(asked.rounds):

@@ -11,9 +11,16 @@ names = sys.argv[1:] or there
 for name in names:
     if name not in there:
         sys.exit(f"no measurement {name!r}; there is: {', '.join(there)}")
+failed = False
 print(f"{platform.machine()}, Python {platform.python_version()}")
 for name in names:
     print(f"\n== {name}")
     sys.argv = [str(FOLDER / f"{name}.py")]  # each has options of its own, and here their defaults
     sys.path.insert(0, str(FOLDER))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as e:  # what one lacks does not stop the others
+        if e.code:
+            print(e.code)
+            failed = True
+sys.exit(failed)

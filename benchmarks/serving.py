@@ -93,11 +93,10 @@ def _core(
 ) -> None:
     os.sched_setaffinity(0, {core})
     predictor = Predictor(bundle, precision=precision, engine=engine)  # sees one core
-    import numpy as np
 
     def once(i: int) -> None:
         chosen = [photographs[(i + k) % len(photographs)] for k in range(batch)]
-        predictor.engine.run(np.stack([predictor.prepare(data) for data in chosen]))
+        predictor.engine.run(predictor.reader.read_all(chosen)[0])
 
     once(0)
     pipe.send("ready")
@@ -245,7 +244,7 @@ def main() -> None:
                     servers[name].end()
         for precision in precisions:
             graph = (bundle / GRAPHS[precision]).read_bytes()
-            blank = Predictor(bundle).prepare(photographs[0])[None]
+            blank = Predictor(bundle).reader.read_all(photographs[:1])[0]
             _, probe = choose(graph, blank)
             print(f"{precision}: {probe}")
             limits[precision] = Limit(bundle, precision, probe.engine, 8, photographs)

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -102,9 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tables", type=Path, required=True, help="folder with the CSV files")
+    shared = Path(__file__).resolve().parents[2] / "shared"
+    parser.add_argument("--tables", type=Path, default=shared / "data/tables", help="CSV files")
     parser.add_argument("--only", choices=TABLES, help="one of them")
     options = parser.parse_args()
+    if not options.tables.is_dir():
+        sys.exit(f"there is no {options.tables}; give --tables FOLDER")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print("| table | measure | splits | mlkit | HistGradientBoosting | mlkit ÷ theirs | seconds |")

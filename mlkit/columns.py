@@ -302,7 +302,7 @@ def kind_of(
     if not _is_table(source, settings):
         return None
     frame = read_table(source, settings)
-    if "path" in frame and frame["path"].astype(str).str.lower().str.endswith(_PICTURES).all():
+    if "path" in frame and frame["path"].astype(str).str.lower().str.endswith(_PICTURES).any():
         return None
     goal = find_goal(frame, settings)
     return goal.task, "; ".join(goal.reasons)

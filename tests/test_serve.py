@@ -275,11 +275,11 @@ def test_a_stuck_engine_is_told_of_and_replaced(start: Callable, model_of: Calla
 
 HANGS = """
 import time
-from mlkit.inference import Predictor
-prepare = Predictor.prepare
+from mlkit.picture import PictureReader
+read = PictureReader.read
 def hang(self, data, **how):
-    return time.sleep(100) if data.endswith(b"hang") else prepare(self, data, **how)
-Predictor.prepare = hang
+    return time.sleep(100) if data.endswith(b"hang") else read(self, data, **how)
+PictureReader.read = hang
 """
 
 
