@@ -22,7 +22,7 @@ from sklearn.metrics import (
 )
 
 from .bundle import ManyLabels
-from .evaluate import _interval, _table, _wilson, gallery
+from .evaluate import _table, _wilson, gallery, worth_rows, worth_table
 
 # %% ../nbs/05_labelsets.ipynb #f9b3a0f3
 def _thresholds(p: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -164,12 +164,7 @@ class LabelSets:
 
     def rows(self) -> list[dict[str, Any]]:
         "Return every metric with its value and, where there is one, its 95 % interval: `low` and `high`."
-        rows = [
-            {"metric": name.replace("_", " "), "value": value}
-            | dict(zip(("low", "high"), self.intervals[name], strict=True))
-            for name, value in self.values.items()
-        ]
-        return [*rows, {"metric": "loss", "value": self.loss, "low": None, "high": None}]
+        return worth_rows(self.values, self.intervals, self.loss)
 
     def plots(self) -> dict[str, Figure]:
         "Return the figures of a report by file name."
@@ -194,16 +189,12 @@ class LabelSets:
         return {"Thresholds": said} | few
 
     def _repr_markdown_(self) -> str:
-        worth = [
-            (r["metric"], f"{r['value']:.4f}", _interval(r["low"], r["high"], 4))
-            for r in self.rows()
-        ]
         names = ("threshold", "precision", "recall", "f1", "average_precision")
         classes = [
             (c["label"], *(f"{c[k]:.3f}" for k in names), int(c["examples"])) for c in self.classes
         ]
         head = ("label", *(n.replace("_", " ") for n in names), "examples")
-        return _table(("metric", "value", "95 % interval"), worth) + "\n\n" + _table(head, classes)
+        return worth_table(self.rows()) + "\n\n" + _table(head, classes)
 
 # %% ../nbs/05_labelsets.ipynb #f411bb40
 def evaluate_labels(

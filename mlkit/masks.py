@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import mlkit.pictures as pictures
 from .bundle import Mask
-from .evaluate import _interval, _table
+from .evaluate import _table, worth_rows, worth_table
 from .express import outputs
 from .mask import default_palette
 
@@ -128,12 +128,7 @@ class Masks:
 
     def rows(self) -> list[dict[str, Any]]:
         "Return every metric with its value and, where there is one, its 95 % interval: `low` and `high`."
-        rows = [
-            {"metric": name.replace("_", " "), "value": value}
-            | dict(zip(("low", "high"), self.intervals[name], strict=True))
-            for name, value in self.values.items()
-        ]
-        return [*rows, {"metric": "loss", "value": self.loss, "low": None, "high": None}]
+        return worth_rows(self.values, self.intervals, self.loss)
 
     def plots(self) -> dict[str, Figure]:
         "Return the figures of a report by file name."
@@ -154,16 +149,12 @@ class Masks:
         return {"Size": said} | unseen
 
     def _repr_markdown_(self) -> str:
-        worth = [
-            (r["metric"], f"{r['value']:.4f}", _interval(r["low"], r["high"], 4))
-            for r in self.rows()
-        ]
         names = ("dice", "iou", "share")
         classes = [
             (c["label"], *(f"{c[k]:.3f}" for k in names), int(c["examples"])) for c in self.classes
         ]
         head = ("label", "Dice", "IoU", "share of pixels", "pictures")
-        return _table(("metric", "value", "95 % interval"), worth) + "\n\n" + _table(head, classes)
+        return worth_table(self.rows()) + "\n\n" + _table(head, classes)
 
 # %% ../nbs/05_masks.ipynb #cb0d72c1
 def evaluate_masks(
