@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlkitError', 'SettingsError', 'nearest', 'keep_freed_blocks', 'DataSettings', 'ModelSettings', 'TrainSettings',
-           'KaggleSettings', 'ApiSettings', 'PathSettings', 'Settings', 'known_keys', 'settings_file', 'load_settings']
+           'KaggleSettings', 'ApiSettings', 'RaySettings', 'PathSettings', 'Settings', 'known_keys', 'settings_file',
+           'load_settings']
 
 # %% ../nbs/00_config.ipynb #29fbf387
 import configparser
@@ -264,6 +265,17 @@ class ApiSettings(_Section):
     cors: str = Field("", description="origins whose pages may call, comma-separated; empty = none")
 
 
+class RaySettings(_Section):
+    "The cluster that work may go to."
+
+    address: str = Field(
+        "", description="of a cluster that runs: auto, HOST:PORT; empty = one of this machine alone"
+    )
+    cpus: float = Field(1, ge=0, description="processors that a worker or a run takes")
+    gpus: float = Field(0, ge=0, description="GPUs that a worker or a run takes")
+    at_once: int = Field(0, ge=0, description="most workers at a time; 0 = as many as fit")
+
+
 class PathSettings(_Section):
     "Folders."
 
@@ -287,6 +299,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     kaggle: KaggleSettings = KaggleSettings()
     api: ApiSettings = ApiSettings()
+    ray: RaySettings = RaySettings()
     paths: PathSettings = PathSettings()
 
     @classmethod

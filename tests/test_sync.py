@@ -27,6 +27,7 @@ BIN = Path(sys.executable).parent
 ROOMS = {
     "config": set(),
     "runs": {"config"},
+    "cluster": {"config"},
     "preprocess": {"config"},
     "cache": {"config"},
     "track": {"config", "runs"},
@@ -102,6 +103,7 @@ ROOMS["__main__"] = {"main"}
 LIGHT = [
     "config",
     "runs",
+    "cluster",
     "bundle",
     "engine",
     "mask",
