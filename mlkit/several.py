@@ -348,7 +348,9 @@ def _on_ray(folder: Path, settings: Settings) -> str:
             _ray_worker,
             train_loop_config={"folder": str(folder)},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=24 * 3600),
-            scaling_config=ScalingConfig(count, use_gpu=gpu, resources_per_worker=needs),
+            scaling_config=ScalingConfig(
+                num_workers=count, use_gpu=gpu, resources_per_worker=needs
+            ),
             run_config=RunConfig(name="fit", storage_path=str(folder / "ray")),
         )
         try:

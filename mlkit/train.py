@@ -811,7 +811,7 @@ class _Plan:
         return DataLoaders(train, valid, path=dls.path, device=dls.device)
 
     def _head(self) -> None:
-        learn, options = self.learn, self.settings.train
+        learn = self.learn
         self.diary.began = time.monotonic()
         learn.freeze()
         if state := self.group.first(self._on_features):
