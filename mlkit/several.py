@@ -84,10 +84,6 @@ def share(
 ) -> TfmdDL:
     "Return a loader of this process's part of each batch of `loader`."
     size = loader.bs // group.count
-    if not size:
-        raise TrainError(
-            f"a batch of {loader.bs} cannot be shared by {group.count} processes; make data.batch_size larger or train.processes smaller"
-        )
     batches = len(loader.dataset if loader.n is None else range(loader.n)) // loader.bs
 
     def mine() -> list[int]:
@@ -187,6 +183,10 @@ def _take_part(folder: Path, settings: Settings, home: Path) -> None:
         )
     plain = settings.model.model_copy(update={"pretrained": False, "weights": None})
     dls = data.dataloaders(parts, settings)
+    if (batch := dls.train.bs) < group.count:
+        raise TrainError(
+            f"a batch of {batch} cannot be shared by {group.count} processes; make data.batch_size larger or train.processes smaller"
+        )
     learn = data.learner(dls, settings.model_copy(update={"model": plain}), path=home)
     state = torch.load(folder / "weights.pth", map_location="cpu", weights_only=True)
     learn.model.load_state_dict(state)
