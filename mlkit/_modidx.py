@@ -1165,6 +1165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.several._Silent': ('several.html#_silent', 'mlkit/several.py'),
                                'mlkit.several._Silent.log': ('several.html#_silent.log', 'mlkit/several.py'),
                                'mlkit.several._aloud': ('several.html#_aloud', 'mlkit/several.py'),
+                               'mlkit.several._be_one': ('several.html#_be_one', 'mlkit/several.py'),
                                'mlkit.several._first_error': ('several.html#_first_error', 'mlkit/several.py'),
                                'mlkit.several._here': ('several.html#_here', 'mlkit/several.py'),
                                'mlkit.several._on_ray': ('several.html#_on_ray', 'mlkit/several.py'),

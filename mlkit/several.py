@@ -292,6 +292,9 @@ def _aloud(run: Run, settings: Settings) -> Iterator[None]:
         thread.join()
 
 
+_ONE = "from mlkit.several import _be_one; _be_one()"
+
+
 def _here(folder: Path, count: int) -> str:
     threads = (
         max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
@@ -309,7 +312,7 @@ def _here(folder: Path, count: int) -> str:
     log = folder / "said.txt"
     with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen(
-            [*command, "-m", "mlkit.several", str(folder)],
+            [*command, "--no-python", sys.executable, "-c", _ONE, str(folder)],
             stdin=subprocess.PIPE,  # when it closes, we are gone
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -364,13 +367,14 @@ def _ray_worker(told: dict[str, str]) -> None:
     take_part(Path(told["folder"]))
 
 
-if __name__ == "__main__":
+def _be_one() -> None:
+    "Take part as long as whoever started us lives."
 
-    def _end_with_parent() -> None:
+    def end_with_parent() -> None:
         with suppress(OSError):
             while os.read(0, 1):
                 pass
         os._exit(1)
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     take_part(Path(sys.argv[1]))
