@@ -1182,6 +1182,16 @@ def predict(
     again: Annotated[
         bool, typer.Option("--again", help="Make OUT anew, whatever is there.")
     ] = False,
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--on",
+            help="On Ray OUT is a folder of Parquet files; models, inputs and OUT are at the same path on each node.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs; else one of this machine.")
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
@@ -1191,13 +1201,18 @@ def predict(
     from mlkit.inputs import Inputs
     from mlkit.registry import Registry
 
-    settings = _load(set_)
-    predictor = open_model(Registry(settings.paths.models).resolve(ref), settings)
-    manifest = predictor.manifest
+    settings = _load(set_, address=address)
+    version = Registry(settings.paths.models).resolve(ref)
+    manifest = version.manifest
     kept = None if keep is None else [name for name in keep.split(",") if name]
     given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
+    if on == "ray":
+        done = _on_ray(version, given, settings, out, masks, probabilities, again)
+        _print_json({"out": str(out), **_counts(done)}) if json_ else print(f"{out}: {_sum(done)}")
+        raise typer.Exit(int(bool(done.rows) and done.bad == done.rows))
+    predictor = open_model(version, settings)
     if out and not masks and manifest.output.kind == "mask":
         masks = out.with_suffix(".masks")
     beside = out.parent if out else Path()
@@ -1212,6 +1227,27 @@ def predict(
         raise typer.Exit(1)
 
 # %% ../nbs/14_main.ipynb #e8189c2b
+def _on_ray(
+    version: "Version",
+    given: "Inputs",
+    settings: "Settings",
+    out: Path | None,
+    masks: Path | None,
+    probabilities: bool,
+    again: bool,
+) -> "Done":
+    from mlkit.inputs import BatchError
+    from mlkit.shards import write_shards
+
+    if out is None or out.suffix or masks:
+        raise BatchError(
+            "with --on ray give --out a folder, such as --out answers: it gets Parquet files, and the masks if there are any"
+        )
+    with _progress(given) as tell:
+        how = {"probabilities": probabilities, "again": again, "tell": tell}
+        return write_shards(out, version, settings, given, **how)
+
+
 def _counts(done: "Done") -> dict[str, Any]:
     return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
 
