@@ -95,6 +95,8 @@ ROOMS = {
     "batch": {"config", "bundle", "engine", "inference", "registry", "inputs"},
     "client": set(),
     "notebook": {"config", "runs"},
+    "nodes": {"config", "notebook"},
+    "search": {"config", "notebook", "runs"},
     "account": {"config", "bundle"},
     "kaggle": {"config", "registry", "runs", "notebook", "account", "preprocess", "bundle"},
 }
@@ -128,6 +130,8 @@ LIGHT = [
     "batch",
     "client",
     "notebook",
+    "nodes",
+    "search",
     "main",
     "__main__",
 ]
@@ -140,6 +144,7 @@ HEAVY = {
     "papermill",
     "kaggle",
     "ray",
+    "optuna",
     "matplotlib",
     "sklearn",
     "pandas",
