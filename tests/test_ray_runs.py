@@ -108,12 +108,12 @@ SEARCH = "--grid", "x=0..8", "--grid", "side=left,right", "--search", "6"
 @pytest.mark.parametrize("on", ["local", "ray"])
 def test_search(hill: Path, on: str, request: pytest.FixtureRequest) -> None:
     "The best is first, a poor run is stopped, and what is done is not done again."
-    words = [*SEARCH, "-p", "pace=0.7", "--set", "train.seed=1"]
+    words = [*SEARCH, "-p", "pace=0.4", "--set", "train.seed=1"]
     if on == "ray":
         words += "--on", "ray", "--address", request.getfixturevalue("cluster").address
     code, out, err = run(hill, *words, "--jobs", "2")
     assert code == 0, err
-    shown = re.findall(r"(done|stopped) │.*│ +(?:left|right) │ ([01]\.\d{4})? *│", out)
+    shown = re.findall(r"│ (done|stopped) +│.*│ (?:left|right) +│ ([01]\.\d{4})? *│", out)
     scores = [float(s) for status, s in shown if status == "done"]
     assert len(shown) == 6 and scores == sorted(scores, reverse=True) and scores[0] > 0.85, out
     assert "stopped" in {status for status, _ in shown}, out
