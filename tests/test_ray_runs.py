@@ -107,7 +107,7 @@ SEARCH = "--grid", "x=0..8", "--grid", "side=left,right", "--search", "6"
 
 @pytest.mark.parametrize("on", ["local", "ray"])
 def test_search(hill: Path, on: str, request: pytest.FixtureRequest) -> None:
-    "The best is first, a poor run is stopped, and what is done is not done again."
+    "The best is first, a poor run is stopped, and the command that repeats the best is told."
     words = [*SEARCH, "-p", "pace=0.4", "--set", "train.seed=1"]
     if on == "ray":
         words += "--on", "ray", "--address", request.getfixturevalue("cluster").address
