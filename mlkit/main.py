@@ -526,8 +526,21 @@ def run_command(
             help="A run for each value; repeatable, all combinations.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs of a grid at the same time.")] = 1,
-    on: On = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; else 1, on Ray as many as fit."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--search", min=1, help="Runs of a search; --grid KEY=LOW..HIGH[:log] too."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What a search looks for.")] = "accuracy",
+    on: Annotated[
+        Literal["local", "kaggle", "ray"], typer.Option("--on", help="Where it runs.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; else one of this machine.")
+    ] = None,
     accelerator: Accelerator = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do also what a grid has done already.")
@@ -543,9 +556,14 @@ def run_command(
     from mlkit.config import MlkitError
     from mlkit.notebook import check_parameters, expand, find_parameters, render_html, run_grid
 
-    settings, defaults = _load(set_, accelerator=accelerator), find_parameters(notebook)
+    settings = _load(set_, accelerator=accelerator, address=address)
+    defaults = find_parameters(notebook)
     given = dict(p.partition("=")[::2] for p in parameter or [])
-    if grid:
+    if trials and (on == "kaggle" or not grid):
+        raise MlkitError("--search needs the space as --grid, and --on local or ray")
+    if trials:
+        combinations = []
+    elif grid:
         combinations = expand(given, _axes(grid), defaults)
     else:
         combinations = [check_parameters(given, defaults)]
@@ -557,28 +575,47 @@ def run_command(
             account = Account(settings.kaggle)
             done_too = again or not grid
             records = send(
-                notebook, combinations, settings, account, _say, jobs=jobs, again=done_too
+                notebook, combinations, settings, account, _say, jobs=jobs or 1, again=done_too
             )
         else:
             known = functools.cache(lambda source: _fingerprint(source, settings))
-            records = run_grid(
-                notebook,
-                combinations,
-                settings,
-                jobs=jobs,
-                fingerprint=None if again or not grid else lambda p: known(p.get("source", "")),
-            )
+            there = None if again or not grid else lambda p: known(p.get("source", ""))
+            with _place(settings, on, jobs) as how:
+                if trials:
+                    from mlkit.search import search
+
+                    how |= {"fingerprint": there, "trials": trials, "metric": metric}
+                    records = search(notebook, given, _axes(grid), defaults, settings, **how)
+                else:
+                    records = run_grid(notebook, combinations, settings, fingerprint=there, **how)
     for record in records:
         if html and (kept := record.folder / "notebook.ipynb").is_file():
             render_html(kept)
-    failed = [r for r in records if r.status != "done"]
+    failed = [r for r in records if r.status not in ("done", "stopped")]
     if json_ or len(records) > 1 or not failed:
-        _show_runs(records, json_)
+        _show_runs(records, json_, metric, ordered=True)
+    if trials and not json_:
+        words = (w for k, v in records[0].parameters.items() for w in ("-p", k, str(v)))
+        print("Best:", shlex.join(["mlkit", "run", str(notebook), *words]))
     if failed and json_:
         raise typer.Exit(1)
     if failed:
         count = f"{len(failed)} of {len(records)} runs failed:\n" if len(records) > 1 else ""
         raise MlkitError(count + "\n".join(r.error for r in failed))
+
+
+@contextmanager
+def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str, Any]]:
+    "Yield how many runs work at the same time, and what begins one where it is not this machine."
+    if on == "local":
+        yield {"jobs": jobs or 1}
+        return
+    from mlkit.cluster import joined
+    from mlkit.nodes import Nodes
+
+    with joined(settings) as ray:
+        start = Nodes(ray, settings)
+        yield {"jobs": jobs or settings.ray.at_once or start.room, "start": start}
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:
@@ -625,10 +662,12 @@ def runs(
         plot_runs(found, "accuracy" if sort == "started" else sort, plot)
 
 
-def _show_runs(records: Sequence[Any], as_json: bool, sort: str = "started") -> None:
+def _show_runs(
+    records: Sequence[Any], as_json: bool, sort: str = "started", *, ordered: bool = False
+) -> None:
     from mlkit.runs import varying
 
-    if sort != "started":
+    if sort != "started" and not ordered:
         falls = "loss" in sort  # the less the better
         records = sorted(
             records,

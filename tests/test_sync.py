@@ -96,6 +96,8 @@ ROOMS = {
     "shards": {"config", "cluster", "inference", "registry", "inputs", "batch"},
     "client": set(),
     "notebook": {"config", "runs"},
+    "nodes": {"config", "notebook"},
+    "search": {"config", "notebook", "runs"},
     "account": {"config", "bundle"},
     "kaggle": {"config", "registry", "runs", "notebook", "account", "preprocess", "bundle"},
 }
@@ -130,6 +132,8 @@ LIGHT = [
     "shards",
     "client",
     "notebook",
+    "nodes",
+    "search",
     "main",
     "__main__",
 ]
@@ -142,6 +146,7 @@ HEAVY = {
     "papermill",
     "kaggle",
     "ray",
+    "optuna",
     "matplotlib",
     "sklearn",
     "pandas",
