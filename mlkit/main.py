@@ -190,6 +190,7 @@ def pipeline(
     *,
     settings: "Settings | None" = None,  # those in force when None
     promote: bool = True,  # make the version the production version
+    on: str = "local",  # where it is fitted: local or ray
     tell: Callable[[str, Any], None] = lambda stage, result: (
         None
     ),  # called after each stage with what it made
@@ -201,8 +202,8 @@ def pipeline(
     )  # after the settings: a mistake there should not wait for torch
     from mlkit.registry import Registry
     from mlkit.runs import Run
+    from mlkit.several import fit_together
     from mlkit.task import infer_task
-    from mlkit.train import fit
 
     task, reason = infer_task(settings)
     tell("task", (task.name, reason))
@@ -213,7 +214,7 @@ def pipeline(
         tell("audit", found)
         learn = task.data.learner(dls, settings, path=run.folder)
         tell("model", summarize(learn, settings.model.arch))
-        done = fit(learn, settings, run)
+        done = fit_together(learn, settings, run, on=on)
         tell("fit", done)
         worth = judge(learn, done, parts, settings, run, tell=tell)
         version = pack(learn, done, worth, parts, settings, run)
@@ -423,6 +424,16 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="A run that was stopped or killed: go on as it was set."),
     ] = None,
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--on",
+            help="Where the fit runs. ray: train.processes workers; examples, cache and runs lie at the same path on all nodes.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs: auto, HOST:PORT.")
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
@@ -435,10 +446,11 @@ def train(
         "train.epochs": epochs,
         "data.size": size,
         "model.weights": weights,
+        "ray.address": address,
     }
     given = {k: v for k, v in given.items() if v is not None}
     settings = _load(set_, **(_recorded(resume, set_) | given if resume else given))
-    _train(data, name, settings, json_, promote=False)
+    _train(data, name, settings, json_, promote=False, on=on)
 
 
 def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
@@ -462,10 +474,16 @@ def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
 
 
 def _train(
-    data: str | None, name: str | None, settings: "Settings", as_json: bool, *, promote: bool
+    data: str | None,
+    name: str | None,
+    settings: "Settings",
+    as_json: bool,
+    *,
+    promote: bool,
+    on: str = "local",
 ) -> None:
     with _stdout_to_stderr(as_json):
-        done = pipeline(settings=settings, promote=promote, tell=_tell)
+        done = pipeline(settings=settings, promote=promote, on=on, tell=_tell)
     if as_json:
         _print_json(done.to_dict())
         return
@@ -1413,7 +1431,7 @@ def serve(
     def announce_json(url: str, facts: dict[str, Any]) -> None:
         _print_json({"url": url} | facts)
 
-    settings = _load(set_, host=host, port=port, processes=workers)
+    settings = _load(set_, host=host, port=port, **{"api.processes": workers})
     serve_models(settings, models or [], announce=announce_json if json_ else announce)
 
 # %% ../nbs/14_main.ipynb #e6d50278
