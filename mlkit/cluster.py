@@ -36,7 +36,11 @@ def joined(
             'Ray is not installed; `pip install ".[ray]"` in the repository, here and on each node'
         ) from e
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    sent = {} if address == "local" else {"py_modules": [str(Path(inspect.getfile(MlkitError)).parent)]}
+    sent = (
+        {}
+        if address == "local"
+        else {"py_modules": [str(Path(inspect.getfile(MlkitError)).parent)]}
+    )
     try:
         if there := re.fullmatch(r"([^:/]+):(\d+)", address):  # Ray would try it for minutes
             socket.create_connection((there[1], int(there[2])), timeout=5).close()

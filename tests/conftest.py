@@ -292,32 +292,8 @@ def model_of(tmp_path: Path) -> Callable[[str], Registry]:
     return make
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    "Three nodes of one processor each, on this machine."
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_this_machine() -> Iterator[None]:
     kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("MLKIT_")}
     yield
     os.environ.update(kept)
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    "Three nodes of one processor each, on this machine."
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
