@@ -52,8 +52,11 @@ def search(
     start: Callable[[Path, Mapping, Mapping], Any] = Process,  # as for `run_grid`
 ) -> list[RunRecord]:
     "Return the records of the runs that were done or found, best first; raise `NotebookError` when none has the metric."
-    import optuna
-
+    try:
+        import optuna
+    except ModuleNotFoundError as e:
+        said = "a search needs Optuna, which is not installed"
+        raise NotebookError(f'{said}; `pip install ".[search]"` in the repository') from e
     if both := [name for name in axes if name in parameters]:
         raise NotebookError(f"given both as -p and as --grid: {', '.join(both)}; keep one")
     unknown = {name: "" for name in axes if name not in defaults}
