@@ -190,7 +190,7 @@ class TrainSettings(_Section):
     resume: Path | None = Field(
         None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
     )
-    processes: int = Field(
+    world_size: int = Field(
         0, ge=0, description="that share a fit; 0 = one for each GPU, or one in all"
     )
 

@@ -428,7 +428,7 @@ def train(
         Literal["local", "ray"],
         typer.Option(
             "--on",
-            help="Where the fit runs. ray: train.processes workers; examples, cache and runs lie at the same path on all nodes.",
+            help="Where the fit runs. ray: train.world_size workers; examples, cache and runs lie at the same path on all nodes.",
         ),
     ] = "local",
     address: Annotated[
@@ -1431,7 +1431,7 @@ def serve(
     def announce_json(url: str, facts: dict[str, Any]) -> None:
         _print_json({"url": url} | facts)
 
-    settings = _load(set_, host=host, port=port, **{"api.processes": workers})
+    settings = _load(set_, host=host, port=port, processes=workers)
     serve_models(settings, models or [], announce=announce_json if json_ else announce)
 
 # %% ../nbs/14_main.ipynb #e6d50278
