@@ -6,7 +6,10 @@
 __all__ = ['ClusterError', 'joined']
 
 # %% ../nbs/01_cluster.ipynb #88fc20ce
+import inspect
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +36,14 @@ def joined(
             'Ray is not installed; `pip install ".[ray]"` in the repository, here and on each node'
         ) from e
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    sent = {} if address == "local" else {"py_modules": [str(Path(__file__).parent)]}
+    sent = (
+        {}
+        if address == "local"
+        else {"py_modules": [str(Path(inspect.getfile(MlkitError)).parent)]}
+    )
     try:
+        if there := re.fullmatch(r"([^:/]+):(\d+)", address):  # Ray would try it for minutes
+            socket.create_connection((there[1], int(there[2])), timeout=5).close()
         ray.init(
             address,
             include_dashboard=False if address == "local" else None,
@@ -42,7 +51,7 @@ def joined(
             logging_level="ERROR",
             runtime_env=sent,
         )
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         said = str(e).partition("\n")[0]
         raise ClusterError(
             f"no cluster can be joined at {address!r}: {said}; `ray status` shows one that runs, `ray start --head` begins one"

@@ -185,7 +185,7 @@ def _take_part(folder: Path, settings: Settings, home: Path) -> None:
     dls = data.dataloaders(parts, settings)
     if (batch := dls.train.bs) < group.count:
         raise TrainError(
-            f"a batch of {batch} cannot be shared by {group.count} processes; make data.batch_size larger or train.processes smaller"
+            f"a batch of {batch} cannot be shared by {group.count} processes; make data.batch_size larger or train.world_size smaller"
         )
     learn = data.learner(dls, settings.model_copy(update={"model": plain}), path=home)
     state = torch.load(folder / "weights.pth", map_location="cpu", weights_only=True)
@@ -203,20 +203,20 @@ def _take_part(folder: Path, settings: Settings, home: Path) -> None:
 
 # %% ../nbs/04_several.ipynb #280da2fd
 def count_processes(
-    settings: Settings,  # `train.processes`
+    settings: Settings,  # `train.world_size`
 ) -> int:
     "Return how many processes share a fit on this machine; raise `TrainError` where that is more than its GPUs."
-    gpus, asked = torch.cuda.device_count(), settings.train.processes
+    gpus, asked = torch.cuda.device_count(), settings.train.world_size
     if gpus and asked > gpus:
         raise TrainError(
-            f"train.processes = {asked}, and there are {gpus} GPUs; use at most {gpus}, or 0"
+            f"train.world_size = {asked}, and there are {gpus} GPUs; use at most {gpus}, or 0"
         )
     return asked or max(gpus, 1)
 
 
 def fit_together(
     learn: Learner,  # as the settings give it
-    settings: Settings,  # `train.processes`; section ray
+    settings: Settings,  # `train.world_size`; section ray
     run: Run,  # checkpoint and history go there
     *,
     on: str = "local",  # or ray
@@ -340,11 +340,11 @@ def _on_ray(folder: Path, settings: Settings) -> str:
 
         needs = {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
         fits = [ray.cluster_resources().get(k, 0) // v for k, v in needs.items() if v]
-        count = settings.train.processes or max(1, int(min(fits, default=1)))
+        count = settings.train.world_size or max(1, int(min(fits, default=1)))
         count = min(count, settings.ray.at_once or count)
         if count > min(fits, default=count):
             raise TrainError(
-                f"train.processes = {count}, and the cluster has room for {min(fits):g} (ray.cpus, ray.gpus)"
+                f"train.world_size = {count}, and the cluster has room for {min(fits):g} (ray.cpus, ray.gpus)"
             )
         gpu = settings.ray.gpus > 0
         trainer = TorchTrainer(

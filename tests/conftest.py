@@ -262,6 +262,18 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return every_kind(tmp_path_factory.mktemp("kinds")).root
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    "Three nodes of Ray, of one processor each, on this machine."
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
 @pytest.fixture
 def start(models: Path, tmp_path: Path) -> Callable:
     "`with start('api.body_seconds=1') as server`: another one, with other settings."
@@ -285,15 +297,3 @@ def _no_settings_of_this_machine() -> Iterator[None]:
     kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("MLKIT_")}
     yield
     os.environ.update(kept)
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    "Three nodes of one processor each, on this machine."
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()

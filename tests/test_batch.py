@@ -149,7 +149,7 @@ def test_interrupted_it_says_how_to_go_on(
 ) -> None:
     process = subprocess.Popen(
         [
-            *_command(models, SLOWLY.replace("PAUSE", "1")),
+            *_command(models, SLOWLY.replace("PAUSE", "4")),
             *"predict color seen --out out.csv".split(),
         ],
         cwd=tmp_path,

@@ -63,13 +63,13 @@ def losses(folder: Path, done: subprocess.CompletedProcess) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[float]:
-    return losses(folder, train(folder, train__processes=1))
+    return losses(folder, train(folder, train__world_size=1))
 
 
 def test_two_processes_do_what_one_does(folder: Path, alone: list[float]) -> None:
     # Sums are taken in another order, which is 1e-7 of a step, and Adam divides by what may be small.
     # Without averaged gradients the losses differ in the third digit.
-    found = losses(folder, train(folder, train__processes=2))
+    found = losses(folder, train(folder, train__world_size=2))
     assert found == pytest.approx(alone, rel=1e-5)
 
 
@@ -77,12 +77,12 @@ def test_two_workers_of_a_cluster_do_what_one_does(
     folder: Path, alone: list[float], cluster: Any
 ) -> None:
     words = "--on", "ray", "--address", cluster.address
-    found = losses(folder, train(folder, *words, train__processes=2))
+    found = losses(folder, train(folder, *words, train__world_size=2))
     assert found == pytest.approx(alone, rel=1e-5)
 
 
 def test_what_fails_in_a_process_is_told(folder: Path) -> None:
-    done = train(folder, train__processes=2, data__batch_size=1)
+    done = train(folder, train__world_size=2, data__batch_size=1)
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert said.startswith("error: a batch of 1 cannot be shared by 2 processes"), done.stderr

@@ -3,7 +3,7 @@
 Both learn from the same rows and are tested on rows that neither has seen. mlkit holds a tenth of its rows out, to choose the
 best epoch by; HistGradientBoosting, with its own defaults and the texts as categories, learns from all of them.
 
-    python benchmarks/tables.py --tables FOLDER     # with diamonds.csv, titanic.csv, penguins.csv
+    python benchmarks/columns.py --tables FOLDER     # with diamonds.csv, titanic.csv, penguins.csv
 """
 
 import argparse
