@@ -191,7 +191,7 @@ class TrainSettings(_Section):
         None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
     )
     world_size: int = Field(
-        0, ge=0, description="that share a fit; 0 = one for each GPU, or one in all"
+        0, ge=0, description="processes that share a fit; 0 = one here, on Ray as many as fit"
     )
 
 

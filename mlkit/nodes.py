@@ -9,8 +9,8 @@ __all__ = ['Nodes']
 import io
 import os
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,9 +28,15 @@ class _Told:
 
     def __init__(self):
         self.files: dict[str, dict[str, str]] = {}
+        self.unwanted: set[str] = set()
 
-    def tell(self, run: str, files: dict[str, str]) -> None:
+    def tell(self, run: str, files: dict[str, str]) -> bool:
+        "Return whether the run shall go on."
         self.files.setdefault(run, {}).update(files)
+        return run not in self.unwanted
+
+    def stop(self, run: str) -> None:
+        self.unwanted.add(run)
 
     def take(self, run: str) -> dict[str, str]:
         return self.files.pop(run, {})
@@ -39,7 +45,9 @@ class _Told:
 def _execute(
     notebook: str, settings: str, asked: dict[str, Any], variables: dict[str, str], told: Any
 ) -> tuple[int, bytes]:
-    "Return the child's exit status and its folder as a tar."
+    "Return the child's exit status and its folder as a zip."
+    import ray
+
     name = Path(asked["output_path"]).parent.name
     with tempfile.TemporaryDirectory(prefix="mlkit-", ignore_cleanup_errors=True) as tmp:
         folder, source = Path(tmp, name), Path(tmp, Path(asked["input_path"]).name)
@@ -55,19 +63,20 @@ def _execute(
         try:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(1)
+                    process.wait(0.5)
                 changed = {}
                 for p in (folder / shown for shown in _SHOWN):
                     if p.is_file() and seen.get(p) != (now := p.stat().st_mtime_ns):
                         seen[p], changed[p.name] = now, p.read_text(encoding="utf-8")
-                if changed:
-                    told.tell.remote(name, changed)
+                if not ray.get(told.tell.remote(name, changed)):
+                    process.stop()
         finally:
             process.stop()
             process.wait_or_kill()
         packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(folder, ".")
+        with zipfile.ZipFile(packed, "w") as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(folder))
         return process.returncode, packed.getvalue()
 
 # %% ../nbs/13_nodes.ipynb #0d622757
@@ -119,7 +128,7 @@ class _Away:
 
     def __init__(self, ray: Any, task: Any, told: Any, folder: Path):
         self.ray, self.task, self.told, self.folder = ray, task, told, folder
-        self.before = (folder / "events.jsonl").read_bytes()
+        self.before, self.begun = (folder / "events.jsonl").read_bytes(), False
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -127,6 +136,7 @@ class _Away:
                 self._fetch()
             else:
                 for name, text in self.ray.get(self.told.take.remote(self.folder.name)).items():
+                    self.begun = True
                     self._write(name, text.encode())
         return self.returncode
 
@@ -137,12 +147,11 @@ class _Away:
             self.returncode = -1
             self._write("log.txt", str(e).encode())
             return
-        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-            inner = [m for m in tar if os.path.normpath(m.name) == "events.jsonl"]
-            rest = [m for m in tar if m not in inner]
-            tar.extractall(self.folder, rest, filter="data")
-            for m in inner:
-                self._write("events.jsonl", tar.extractfile(m).read())
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            names = archive.namelist()
+            archive.extractall(self.folder, [n for n in names if n != "events.jsonl"])
+            if "events.jsonl" in names:
+                self._write("events.jsonl", archive.read("events.jsonl"))
 
     def _write(self, name: str, data: bytes) -> None:
         path, part = self.folder / name, self.folder / f"{name}.part"
@@ -150,11 +159,13 @@ class _Away:
         part.replace(path)
 
     def stop(self) -> None:
-        if self.returncode is None:
+        if self.returncode is None and not self.begun:
             self.ray.cancel(self.task)
+        elif self.returncode is None:
+            self.told.stop.remote(self.folder.name)
 
     def wait_or_kill(self) -> None:
-        if not self.ray.wait([self.task], timeout=20)[0]:
+        if not self.ray.wait([self.task], timeout=30)[0]:
             self.ray.cancel(self.task, force=True)
         self.poll()
         self.returncode = -1 if self.returncode is None else self.returncode

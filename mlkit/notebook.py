@@ -167,6 +167,8 @@ def run_key(
 _CHILD = """
 import json, logging, os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+if hasattr(signal, "pthread_sigmask"):  # and a task of Ray that it is blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 from papermill import execute_notebook

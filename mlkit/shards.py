@@ -9,8 +9,11 @@ __all__ = ['write_shards']
 import hashlib
 import json
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -140,13 +143,15 @@ def write_shards(
         tell(done)
 
     try:
-        with joined(settings) as ray:
+        with joined(settings) as ray, _heard() as asked:
             task = ray.remote(
                 num_cpus=settings.ray.cpus, num_gpus=settings.ray.gpus, max_retries=-1
             )(_write)
             room = settings.ray.at_once or _room(ray, settings)
             marks: dict[Any, str] = {}  # of the shards under way
             for number, items in enumerate(_cut(inputs, settings.ray.shard)):
+                if asked:
+                    raise KeyboardInterrupt
                 mark = hashlib.sha256(b"".join(item.mark() for item in items)).hexdigest()
                 if folder.has(number, mark):
                     done.resumed += folder.there[number]["rows"]
@@ -155,13 +160,33 @@ def write_shards(
                 if len(marks) >= room:
                     _take(ray, marks, folder, count)
                 marks[task.remote(work, number, [_absolute(item) for item in items])] = mark
-            while marks:
+            while marks and not asked:
                 _take(ray, marks, folder, count)
+            if marks:
+                raise KeyboardInterrupt
     except KeyboardInterrupt as e:
         said = f"interrupted; {len(folder.there)} shards are in {out}"
         raise BatchError(f"{said}: the same command goes on there, without --again") from e
     folder.close()
     return done
+
+
+@contextmanager
+def _heard() -> Iterator[list[int]]:
+    "Yield a list that has an element once Ctrl-C was pressed: a `KeyboardInterrupt` within a callback of Ray gets lost."
+    asked: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, hear) if ours else None
+    try:
+        yield asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -108,7 +108,7 @@ SEARCH = "--grid", "x=0..8", "--grid", "side=left,right", "--search", "6"
 @pytest.mark.parametrize("on", ["local", "ray"])
 def test_search(hill: Path, on: str, request: pytest.FixtureRequest) -> None:
     "The best is first, a poor run is stopped, and the command that repeats the best is told."
-    words = [*SEARCH, "-p", "pace=0.4", "--set", "train.seed=1"]
+    words = [*SEARCH, "-p", "pace=0.5", "--set", "train.seed=1"]
     if on == "ray":
         words += "--on", "ray", "--address", request.getfixturevalue("cluster").address
     code, out, err = run(hill, *words, "--jobs", "2")
