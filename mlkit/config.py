@@ -277,7 +277,7 @@ class RaySettings(_Section):
     cpus: float = Field(1, ge=0, description="processors that a worker or a run takes")
     gpus: float = Field(0, ge=0, description="GPUs that a worker or a run takes")
     at_once: int = Field(0, ge=0, description="most workers at a time; 0 = as many as fit")
-    shard: int = Field(2048, ge=1, description="inputs that a worker predicts at a time")
+    shard: int = Field(512, ge=1, description="inputs that a worker predicts at a time")
 
 
 class PathSettings(_Section):
