@@ -117,9 +117,9 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
             raise InputError(item.wrong, kind="invalid")
         if isinstance(item.content, Strings):
             return reader.from_strings(item.content)
-        if not isinstance(item.content, Path):
+        if not item.is_file:
             return reader.from_json(item.content, "row")
-        data = reader.from_file(item.content.read_bytes())
+        data = reader.from_file(item.read())
         if predictor.manifest.input.kind != "image":
             return data
         try:

@@ -18,12 +18,14 @@ COLORS = ("red", "lime", "blue")
 
 @pytest.fixture
 def seen(tmp_path: Path) -> Path:
-    "A hundred pictures, one of them none, each named six times by a table."
+    "A hundred pictures, one of them none, each named six times by a table, half of them by an address."
     for i in range(100):
         (tmp_path / f"{i:03d}.png").write_bytes(picture(fill=COLORS[i % 3], size=(9 + i, 7)))
     (tmp_path / "007.png").write_bytes(b"I am no picture")
     table = tmp_path / "seen.csv"
-    rows = [f"{i % 100:03d}.png,{i}" for i in range(600)]
+    names = [f"{i % 100:03d}.png" for i in range(600)]
+    names[1::2] = [f"file://{tmp_path}/{name}" for name in names[1::2]]  # by its address
+    rows = [f"{name},{i}" for i, name in enumerate(names)]
     table.write_text("\n".join(["path,number", *rows]))
     return table
 
