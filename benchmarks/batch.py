@@ -1,19 +1,24 @@
 """`mlkit predict` over a folder beside the bare loop of the same machine, and its memory as the inputs grow.
 
-`python benchmarks/batch.py MODEL --photographs FOLDER [--models FOLDER] [--growth 1000,5000,20000]`. The limit is reading and the forward pass
-alone: as many processes as cores, each with the files that fall to it, the same chunks, and nothing written. Start-up is left out of both.
+`python benchmarks/batch.py MODEL --photographs FOLDER [--models FOLDER] [--growth 1000,5000,20000] [--on ray]`. The limit is reading and the forward
+pass alone: as many processes as cores, each with the files that fall to it, the same chunks, and nothing written. Start-up is left out of both.
+
+With `--on ray` the peer is the local command, the cluster is one of this machine alone, and start-up is left out by a difference: the inputs of each round are
+predicted once, and three times over, by both; a rate is what there was more by the time that it took longer.
 """
 
 import argparse
 import json
 import multiprocessing
-import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from mlkit.batch import open_model
 from mlkit.config import load_settings
@@ -53,14 +58,26 @@ def limit(model: str, models: Path, files: list[Path]) -> float:
     return total
 
 
-def command(model: str, models: Path, names: list[str], folder: Path, out: str) -> dict:
-    "Return what the command says of itself, and its greatest memory."
+def memory(process: psutil.Process) -> float:
+    "Return MiB of the process and of all that it has started; pages that are shared are counted once."
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total / 2**20
+
+
+def command(model: str, models: Path, names: list[str], folder: Path, on: str = "local") -> dict:
+    "Return what the command says of itself, and its greatest memory, with that of its workers."
     program = "from mlkit.main import run; run()"
-    words = [sys.executable, "-c", program, "predict", model, "-", "--out", str(folder / out)]
+    out = folder / ("shards" if on == "ray" else "out.csv")
+    words = [sys.executable, "-c", program, "predict", model, "-", "--out", str(out)]
     words += ["--json", "--again", "--set", f"paths.models={models}"]
+    if on == "ray":
+        words += ["--on", "ray", "--set", "ray.shard=128"]
     before = time.perf_counter()
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    peak, status = 0, Path(f"/proc/{process.pid}/status")
+    peak, looked = 0.0, psutil.Process(process.pid)
 
     def feed() -> None:
         process.stdin.write("\n".join(names))
@@ -68,13 +85,20 @@ def command(model: str, models: Path, names: list[str], folder: Path, out: str) 
 
     threading.Thread(target=feed).start()
     while process.poll() is None:
-        if found := re.search(r"VmHWM:\s+(\d+)", status.read_text()):
-            peak = max(peak, int(found[1]) // 1024)
-        time.sleep(0.05)
+        with suppress(psutil.Error):
+            peak = max(peak, memory(looked))
+        time.sleep(0.5)
     told = json.loads(process.stdout.read())
     if process.returncode:
         sys.exit(told["error"]["message"])
-    return told | {"peak_mb": peak, "wall": time.perf_counter() - before}
+    return told | {"peak_mb": round(peak), "wall": time.perf_counter() - before}
+
+
+def slope(on: str, model: str, models: Path, names: list[str], folder: Path) -> float:
+    "Return inputs a second, start-up left out."
+    once = command(model, models, names, folder, on)
+    thrice = command(model, models, names * 3, folder, on)
+    return 2 * len(names) / (thrice["wall"] - once["wall"])
 
 
 def main() -> None:
@@ -86,6 +110,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--inputs", type=int, default=600, help="for each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--on", choices=["local", "ray"], default="local")
     parser.add_argument("--growth", default="", help="numbers of inputs, comma-separated")
     asked = parser.parse_args()
     files = [
@@ -96,8 +121,19 @@ def main() -> None:
     some = files[: asked.inputs]
     with tempfile.TemporaryDirectory() as tmp:
         for turn in range(asked.rounds):
+            if asked.on == "ray":
+                both = [
+                    slope(on, asked.model, asked.models, [*map(str, some)], Path(tmp))
+                    for on in (("ray", "local") if turn % 2 else ("local", "ray"))
+                ]
+                local, ray = both[::-1] if turn % 2 else both
+                print(
+                    f"round {turn + 1}: local {local:.1f}/s, Ray {ray:.1f}/s = {ray / local:.2f}",
+                    flush=True,
+                )
+                continue
             most = limit(asked.model, asked.models, some)
-            told = command(asked.model, asked.models, [*map(str, some)], Path(tmp), "out.csv")
+            told = command(asked.model, asked.models, [*map(str, some)], Path(tmp))
             rate = told["rows"] / told["seconds"]
             print(
                 f"round {turn + 1}: bare loop {most:.1f}/s, command {rate:.1f}/s = {rate / most:.2f}",
@@ -105,9 +141,9 @@ def main() -> None:
             )
         for count in [int(n) for n in asked.growth.split(",") if n]:
             names = [str(files[i % len(files)]) for i in range(count)]
-            told = command(asked.model, asked.models, names, Path(tmp), "out.csv")
+            told = command(asked.model, asked.models, names, Path(tmp), asked.on)
             print(
-                f"{count:>7} inputs: {told['seconds']:.1f} s, {told['rows'] / told['seconds']:.1f}/s, greatest memory {told['peak_mb']} MiB",
+                f"{count:>7} inputs: {told['wall']:.1f} s, start included, greatest memory {told['peak_mb']} MiB",
                 flush=True,
             )
 

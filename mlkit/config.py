@@ -190,6 +190,9 @@ class TrainSettings(_Section):
     resume: Path | None = Field(
         None, description="checkpoint of a fit that was stopped (checkpoints/last.pth)"
     )
+    world_size: int = Field(
+        0, ge=0, description="processes that share a fit; 0 = one here, on Ray as many as fit"
+    )
 
 
 class KaggleSettings(_Section):
@@ -274,6 +277,7 @@ class RaySettings(_Section):
     cpus: float = Field(1, ge=0, description="processors that a worker or a run takes")
     gpus: float = Field(0, ge=0, description="GPUs that a worker or a run takes")
     at_once: int = Field(0, ge=0, description="most workers at a time; 0 = as many as fit")
+    shard: int = Field(512, ge=1, description="inputs that a worker predicts at a time")
 
 
 class PathSettings(_Section):

@@ -190,6 +190,7 @@ def pipeline(
     *,
     settings: "Settings | None" = None,  # those in force when None
     promote: bool = True,  # make the version the production version
+    on: str = "local",  # where it is fitted: local or ray
     tell: Callable[[str, Any], None] = lambda stage, result: (
         None
     ),  # called after each stage with what it made
@@ -201,8 +202,8 @@ def pipeline(
     )  # after the settings: a mistake there should not wait for torch
     from mlkit.registry import Registry
     from mlkit.runs import Run
+    from mlkit.several import fit_together
     from mlkit.task import infer_task
-    from mlkit.train import fit
 
     task, reason = infer_task(settings)
     tell("task", (task.name, reason))
@@ -213,7 +214,7 @@ def pipeline(
         tell("audit", found)
         learn = task.data.learner(dls, settings, path=run.folder)
         tell("model", summarize(learn, settings.model.arch))
-        done = fit(learn, settings, run)
+        done = fit_together(learn, settings, run, on=on)
         tell("fit", done)
         worth = judge(learn, done, parts, settings, run, tell=tell)
         version = pack(learn, done, worth, parts, settings, run)
@@ -423,6 +424,16 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="A run that was stopped or killed: go on as it was set."),
     ] = None,
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--on",
+            help="Where the fit runs. ray: train.world_size workers; examples, cache and runs lie at the same path on all nodes.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs: auto, HOST:PORT.")
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
@@ -435,10 +446,11 @@ def train(
         "train.epochs": epochs,
         "data.size": size,
         "model.weights": weights,
+        "ray.address": address,
     }
     given = {k: v for k, v in given.items() if v is not None}
     settings = _load(set_, **(_recorded(resume, set_) | given if resume else given))
-    _train(data, name, settings, json_, promote=False)
+    _train(data, name, settings, json_, promote=False, on=on)
 
 
 def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
@@ -462,10 +474,16 @@ def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
 
 
 def _train(
-    data: str | None, name: str | None, settings: "Settings", as_json: bool, *, promote: bool
+    data: str | None,
+    name: str | None,
+    settings: "Settings",
+    as_json: bool,
+    *,
+    promote: bool,
+    on: str = "local",
 ) -> None:
     with _stdout_to_stderr(as_json):
-        done = pipeline(settings=settings, promote=promote, tell=_tell)
+        done = pipeline(settings=settings, promote=promote, on=on, tell=_tell)
     if as_json:
         _print_json(done.to_dict())
         return
@@ -526,8 +544,21 @@ def run_command(
             help="A run for each value; repeatable, all combinations.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs of a grid at the same time.")] = 1,
-    on: On = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; else 1, on Ray as many as fit."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--search", min=1, help="Runs of a search; --grid KEY=LOW..HIGH[:log] too."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What a search looks for.")] = "accuracy",
+    on: Annotated[
+        Literal["local", "kaggle", "ray"], typer.Option("--on", help="Where it runs.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; else one of this machine.")
+    ] = None,
     accelerator: Accelerator = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do also what a grid has done already.")
@@ -543,9 +574,14 @@ def run_command(
     from mlkit.config import MlkitError
     from mlkit.notebook import check_parameters, expand, find_parameters, render_html, run_grid
 
-    settings, defaults = _load(set_, accelerator=accelerator), find_parameters(notebook)
+    settings = _load(set_, accelerator=accelerator, address=address)
+    defaults = find_parameters(notebook)
     given = dict(p.partition("=")[::2] for p in parameter or [])
-    if grid:
+    if trials and (on == "kaggle" or not grid):
+        raise MlkitError("--search needs the space as --grid, and --on local or ray")
+    if trials:
+        combinations = []
+    elif grid:
         combinations = expand(given, _axes(grid), defaults)
     else:
         combinations = [check_parameters(given, defaults)]
@@ -557,28 +593,47 @@ def run_command(
             account = Account(settings.kaggle)
             done_too = again or not grid
             records = send(
-                notebook, combinations, settings, account, _say, jobs=jobs, again=done_too
+                notebook, combinations, settings, account, _say, jobs=jobs or 1, again=done_too
             )
         else:
             known = functools.cache(lambda source: _fingerprint(source, settings))
-            records = run_grid(
-                notebook,
-                combinations,
-                settings,
-                jobs=jobs,
-                fingerprint=None if again or not grid else lambda p: known(p.get("source", "")),
-            )
+            there = None if again or not grid else lambda p: known(p.get("source", ""))
+            with _place(settings, on, jobs) as how:
+                if trials:
+                    from mlkit.search import search
+
+                    how |= {"fingerprint": there, "trials": trials, "metric": metric}
+                    records = search(notebook, given, _axes(grid), defaults, settings, **how)
+                else:
+                    records = run_grid(notebook, combinations, settings, fingerprint=there, **how)
     for record in records:
         if html and (kept := record.folder / "notebook.ipynb").is_file():
             render_html(kept)
-    failed = [r for r in records if r.status != "done"]
+    failed = [r for r in records if r.status not in ("done", "stopped")]
     if json_ or len(records) > 1 or not failed:
-        _show_runs(records, json_)
+        _show_runs(records, json_, metric, ordered=True)
+    if trials and not json_:
+        words = (w for k, v in records[0].parameters.items() for w in ("-p", k, str(v)))
+        print("Best:", shlex.join(["mlkit", "run", str(notebook), *words]))
     if failed and json_:
         raise typer.Exit(1)
     if failed:
         count = f"{len(failed)} of {len(records)} runs failed:\n" if len(records) > 1 else ""
         raise MlkitError(count + "\n".join(r.error for r in failed))
+
+
+@contextmanager
+def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str, Any]]:
+    "Yield how many runs work at the same time, and what begins one where it is not this machine."
+    if on == "local":
+        yield {"jobs": jobs or 1}
+        return
+    from mlkit.cluster import joined
+    from mlkit.nodes import Nodes
+
+    with joined(settings) as ray:
+        start = Nodes(ray, settings)
+        yield {"jobs": jobs or settings.ray.at_once or start.room, "start": start}
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:
@@ -625,10 +680,12 @@ def runs(
         plot_runs(found, "accuracy" if sort == "started" else sort, plot)
 
 
-def _show_runs(records: Sequence[Any], as_json: bool, sort: str = "started") -> None:
+def _show_runs(
+    records: Sequence[Any], as_json: bool, sort: str = "started", *, ordered: bool = False
+) -> None:
     from mlkit.runs import varying
 
-    if sort != "started":
+    if sort != "started" and not ordered:
         falls = "loss" in sort  # the less the better
         records = sorted(
             records,
@@ -1182,6 +1239,16 @@ def predict(
     again: Annotated[
         bool, typer.Option("--again", help="Make OUT anew, whatever is there.")
     ] = False,
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--on",
+            help="On Ray OUT is a folder of Parquet files; models, inputs and OUT are at the same path on each node.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs; else one of this machine.")
+    ] = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
@@ -1191,13 +1258,18 @@ def predict(
     from mlkit.inputs import Inputs
     from mlkit.registry import Registry
 
-    settings = _load(set_)
-    predictor = open_model(Registry(settings.paths.models).resolve(ref), settings)
-    manifest = predictor.manifest
+    settings = _load(set_, address=address)
+    version = Registry(settings.paths.models).resolve(ref)
+    manifest = version.manifest
     kept = None if keep is None else [name for name in keep.split(",") if name]
     given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
+    if on == "ray":
+        done = _on_ray(version, given, settings, out, masks, probabilities, again)
+        _print_json({"out": str(out), **_counts(done)}) if json_ else print(f"{out}: {_sum(done)}")
+        raise typer.Exit(int(bool(done.rows) and done.bad == done.rows))
+    predictor = open_model(version, settings)
     if out and not masks and manifest.output.kind == "mask":
         masks = out.with_suffix(".masks")
     beside = out.parent if out else Path()
@@ -1212,6 +1284,27 @@ def predict(
         raise typer.Exit(1)
 
 # %% ../nbs/14_main.ipynb #e8189c2b
+def _on_ray(
+    version: "Version",
+    given: "Inputs",
+    settings: "Settings",
+    out: Path | None,
+    masks: Path | None,
+    probabilities: bool,
+    again: bool,
+) -> "Done":
+    from mlkit.inputs import BatchError
+    from mlkit.shards import write_shards
+
+    if out is None or out.suffix or masks:
+        raise BatchError(
+            "with --on ray give --out a folder, such as --out answers: it gets Parquet files, and the masks if there are any"
+        )
+    with _progress(given) as tell:
+        how = {"probabilities": probabilities, "again": again, "tell": tell}
+        return write_shards(out, version, settings, given, **how)
+
+
 def _counts(done: "Done") -> dict[str, Any]:
     return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
 

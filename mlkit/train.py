@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EPOCHS', 'PATIENCE', 'TrainError', 'TrainInterrupted', 'KeepBest', 'Diary', 'Chance', 'set_chance', 'Continue',
            'read_checkpoint', 'TrainingLoss', 'StandardLoss', 'units_layer', 'training_loss', 'drawing', 'Average',
-           'StopAtNaN', 'first_not_finite', 'is_out_of_memory', 'find_lr', 'choose_precision', 'head_learner', 'Fit',
-           'fit']
+           'StopAtNaN', 'first_not_finite', 'is_out_of_memory', 'find_lr', 'choose_precision', 'head_learner', 'Alone',
+           'Fit', 'fit']
 
 # %% ../nbs/04_train.ipynb #ac8781f0
 import itertools
@@ -193,6 +193,7 @@ class Continue(TrackerCallback):
         super().__init__()
         self.path, self.best, self.diary, self.until, self.batch = path, best, diary, until, batch
         self.lr, self.phase, self.state, self.out_of_time = 0.0, "", None, False
+        self.any = bool  # with several processes: whether it is so in one of them
 
     def take(
         self,
@@ -236,10 +237,8 @@ class Continue(TrackerCallback):
             average=average and average.mean,
         )
         longest = max(r["seconds"] for r in self.diary.rows)
-        if (
-            self.diary.total > len(self.diary.rows)
-            and time.monotonic() + longest * 1.2 > self.until
-        ):
+        late = time.monotonic() + longest * 1.2 > self.until
+        if self.diary.total > len(self.diary.rows) and self.any(late):
             self.out_of_time = True
             raise CancelFitException()
 
@@ -417,12 +416,17 @@ class StopAtNaN(Callback):
 
     order, run_valid = MixedPrecision.order + 1, False
 
-    def __init__(self) -> None:
-        self.error = None
+    def __init__(
+        self,
+        any: Callable[
+            [bool], bool
+        ] = bool,  # with several processes: whether it is so in one of them
+    ):
+        self.error, self.any = None, any
 
     def after_loss(self) -> None:
         "Look at the loss."
-        if torch.isfinite(self.loss).all():
+        if not self.any(not torch.isfinite(self.loss).all()):
             return
         rate = self.opt.hypers[-1]["lr"]
         self.error = TrainError(
@@ -599,6 +603,30 @@ def _features(network: nn.Module, loaders: Any, precision: str, count: int = 1) 
                     bar.advance(task)
     return torch.cat(parts)
 
+# %% ../nbs/04_train.ipynb #ea2f9ba3
+class Alone:
+    "The one process of a fit."
+
+    rank, count = 0, 1
+
+    def any(
+        self,
+        so: bool,  # here
+    ) -> bool:
+        "Return whether it is so in any process."
+        return bool(so)
+
+    def first(
+        self,
+        make: Callable[[], Any],
+    ) -> Any:
+        "Return what the first process makes; the others wait for it."
+        return make()
+
+    def callbacks(self) -> list[Callback]:
+        "Return what lets processes share the phases of a fit."
+        return []
+
 # %% ../nbs/04_train.ipynb #52203a53
 EPOCHS, PATIENCE = 4, 3  # of pictures, unless they are said
 
@@ -624,6 +652,9 @@ def fit(
     learn: Learner,  # from `model.learner`
     settings: Settings,  # sections train and data, and whether the model is pretrained
     run: Run,  # checkpoint, curve and history go there
+    *,
+    group: Alone
+    | None = None,  # of processes that share the fit, each of which is here with its own `learn`
 ) -> Fit:
     "Train `learn` in place to its best weights; raise `TrainError`, or `TrainInterrupted` on Ctrl-C."
     if not settings.train.epochs:
@@ -642,7 +673,8 @@ def fit(
     until = began + options.minutes * 60 if options.minutes else math.inf
     path, batch = run.file("checkpoints/last.pth"), learn.dls.train.bs
     last = Continue(path, best, diary, until=until, batch=batch)
-    last.lr = options.lr
+    group = group or Alone()
+    last.lr, last.any = options.lr, group.any
     if options.resume:
         run.log("resume", checkpoint=options.resume)
         last.take(read_checkpoint(local_path(options.resume, settings), options.epochs))
@@ -651,7 +683,7 @@ def fit(
         learn.logger = noop
     if precision != "fp32":
         learn.to_bf16() if precision == "bf16" else learn.to_fp16()
-    plan = _Plan(learn, settings, run, precision, best, diary, last, batch)
+    plan = _Plan(learn, settings, run, precision, best, diary, last, batch, group)
     try:
         with tracked(settings, run) as plan.told, on_pixels(learn, settings):
             diary.tell = plan.told.epoch
@@ -707,10 +739,11 @@ class _Plan:
     diary: Diary
     last: Continue
     step: int  # examples between two steps of the optimizer
+    group: Alone
     told: Trackers = field(default_factory=Trackers)
 
     def __post_init__(self) -> None:
-        self.nan, self.own_loss = StopAtNaN(), self.learn.loss_func
+        self.nan, self.own_loss = StopAtNaN(self.group.any), self.learn.loss_func
         model = self.settings.model
         self.pretrained = bool(model.pretrained or model.weights)
 
@@ -722,6 +755,10 @@ class _Plan:
             except RuntimeError as e:
                 if not is_out_of_memory(e):
                     raise
+                if self.group.count > 1:  # the others are in the middle of their step
+                    raise TrainError(
+                        f"memory is too little for {self.last.batch // self.group.count} examples in each of {self.group.count} processes; make data.batch_size smaller"
+                    ) from e
                 said = str(e).partition("\n")[0]
             self._halve(said)
 
@@ -751,12 +788,13 @@ class _Plan:
         if not self.diary.rows:
             last.keep()
         if not self.pretrained:
-            last.lr = last.lr or find_lr(learn, self.run)
+            last.lr = last.lr or self.group.first(lambda: find_lr(learn, self.run))
             return self._cycle(learn, "whole", options.epochs, last.lr, len(self.diary.rows))
         if not self.diary.rows:
             self._head()
         epochs = options.epochs - 1
-        if epochs and not (self.best.stopped or last.out_of_time or self.nan.error):
+        over = self.best.stopped or last.out_of_time or bool(self.nan.error)
+        if epochs and not self.group.first(lambda: over):
             with in_stages(learn):
                 learn.freeze_to(1 if options.freeze == "early" else 0)
                 rate = options.lr or max(last.lr, _LEAST)
@@ -773,13 +811,24 @@ class _Plan:
         return DataLoaders(train, valid, path=dls.path, device=dls.device)
 
     def _head(self) -> None:
-        learn, options = self.learn, self.settings.train
+        learn = self.learn
         self.diary.began = time.monotonic()
         learn.freeze()
+        if state := self.group.first(self._on_features):
+            return self.last.take(state) if self.group.rank else None
+        self.last.lr = self.last.lr or self.group.first(lambda: find_lr(learn, self.run))
+        self._cycle(learn, "head", 1, self.last.lr, 0, pct_start=0.99)
+
+    def _on_features(self) -> dict[str, Any] | None:
+        "Train the head on kept features; return what the other processes go on from, None where it has no such form."
+        learn, options = self.learn, self.settings.train
         small = head_learner(learn, options, self.precision) if options.head_epochs else None
-        self.last.lr = self.last.lr or find_lr(small or learn, self.run)
-        schedule = {} if small else {"pct_start": 0.99}
-        self._cycle(small or learn, "head", 1, self.last.lr, 0, **schedule)
+        if small is None:
+            return None
+        self.last.lr = self.last.lr or find_lr(small, self.run)
+        self._cycle(small, "head", 1, self.last.lr, 0)
+        alone = self.group.count == 1
+        return {"alone": True} if alone else torch.load(self.last.path, weights_only=True)
 
     def _cycle(
         self, learn: Learner, phase: str, epochs: int, rate: Any, done: int, **schedule: float
@@ -795,6 +844,7 @@ class _Plan:
         cbs += [MixUp(options.mixup)] if options.mixup and whole else []
         cbs += [Average(options.ema)] if options.ema and whole else []
         cbs += self.told.callbacks(phase)
+        cbs += self.group.callbacks() if learn is self.learn else []
         if self.last.batch < self.step and learn is self.learn:
-            cbs.append(GradientAccumulation(self.step))
+            cbs.append(GradientAccumulation(self.step // self.group.count))
         learn.fit_one_cycle(epochs, rate, cbs=cbs, start_epoch=done, **schedule)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import onnx
@@ -260,6 +260,18 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A registry with a model of each kind; not to be changed."
     return every_kind(tmp_path_factory.mktemp("kinds")).root
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    "Three nodes of Ray, of one processor each, on this machine."
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
 
 
 @pytest.fixture

@@ -1074,7 +1074,9 @@ def test_killed_and_typed_again(
     (pictures / "red/extra.png").write_bytes((pictures / "red/0.png").read_bytes() + phase.encode())
     renamed = pictures.rename(tmp_path / f"pictures-{phase}")
     path = notebook(f"killed-in-{phase}")
-    words = ["run", path, "-p", f"source={renamed}", "-p", "pause=2.5", "--on", "kaggle", "--json"]
+    pause = 2.5 if phase == "run" else 0
+    words = ["run", path, "-p", f"source={renamed}", "-p", f"pause={pause}"]
+    words += "--on", "kaggle", "--json"
     if method:
         site.fault(method, kind, match=match)
     before = [a["name"] for m, a in site.calls if m == "StartBlobUpload"]
