@@ -1123,6 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlkit.runs._process': ('runs.html#_process', 'mlkit/runs.py'),
                             'mlkit.runs._started': ('runs.html#_started', 'mlkit/runs.py'),
                             'mlkit.runs.environment': ('runs.html#environment', 'mlkit/runs.py'),
+                            'mlkit.runs.falls': ('runs.html#falls', 'mlkit/runs.py'),
                             'mlkit.runs.list_runs': ('runs.html#list_runs', 'mlkit/runs.py'),
                             'mlkit.runs.plot_runs': ('runs.html#plot_runs', 'mlkit/runs.py'),
                             'mlkit.runs.read_events': ('runs.html#read_events', 'mlkit/runs.py'),

@@ -683,13 +683,13 @@ def runs(
 def _show_runs(
     records: Sequence[Any], as_json: bool, sort: str = "started", *, ordered: bool = False
 ) -> None:
-    from mlkit.runs import varying
+    from mlkit.runs import falls, varying
 
     if sort != "started" and not ordered:
-        falls = "loss" in sort  # the less the better
+        less = falls(sort)
         records = sorted(
             records,
-            key=lambda r: (sort not in r.metrics, r.metrics.get(sort, 0) * (1 if falls else -1)),
+            key=lambda r: (sort not in r.metrics, r.metrics.get(sort, 0) * (1 if less else -1)),
         )
     if as_json:
         _print_json([asdict(r) for r in records])

@@ -27,10 +27,10 @@ class _Told:
     "An actor beside the command: what each run told since it was last asked."
 
     def __init__(self):
-        self.files: dict[str, dict[str, str]] = {}
+        self.files: dict[str, dict[str, bytes]] = {}
         self.unwanted: set[str] = set()
 
-    def tell(self, run: str, files: dict[str, str]) -> bool:
+    def tell(self, run: str, files: dict[str, bytes]) -> bool:
         "Return whether the run shall go on."
         self.files.setdefault(run, {}).update(files)
         return run not in self.unwanted
@@ -38,7 +38,7 @@ class _Told:
     def stop(self, run: str) -> None:
         self.unwanted.add(run)
 
-    def take(self, run: str) -> dict[str, str]:
+    def take(self, run: str) -> dict[str, bytes]:
         return self.files.pop(run, {})
 
 
@@ -67,9 +67,9 @@ def _execute(
                 changed = {}
                 for p in (folder / shown for shown in _SHOWN):
                     if p.is_file() and seen.get(p) != (now := p.stat().st_mtime_ns):
-                        seen[p], changed[p.name] = now, p.read_text(encoding="utf-8")
+                        seen[p], changed[p.name] = now, p.read_bytes()
                 if not ray.get(told.tell.remote(name, changed)):
-                    process.stop()
+                    break
         finally:
             process.stop()
             process.wait_or_kill()
@@ -112,10 +112,12 @@ class Nodes:
         asked: Mapping[str, Any],  # of papermill's execute_notebook
         variables: Mapping[str, str],  # of the environment
     ) -> "_Away":
-        "Begin a run; the variables MLKIT_… of this process go along."
+        "Begin a run; the variables MLKIT_… of this process go along, without the server's keys."
         notebook = Path(asked["input_path"]).read_text(encoding="utf-8")
         ini = settings_file()
-        own = {k: v for k, v in os.environ.items() if k.startswith("MLKIT_") and k != "MLKIT_RUN"}
+        here = {"MLKIT_RUN", "MLKIT_API_KEYS"}  # keys are nobody else's
+        own = {k: v for k, v in os.environ.items() if k.upper().startswith("MLKIT_")}
+        own = {k: v for k, v in own.items() if k.upper() not in here} | dict(variables)
         text = ini.read_text(encoding="utf-8") if ini else ""
         task = self.task.remote(notebook, text, dict(asked), own, self.told)
         return _Away(self.ray, task, self.told, folder)
@@ -135,9 +137,9 @@ class _Away:
             if self.ray.wait([self.task], timeout=0)[0]:
                 self._fetch()
             else:
-                for name, text in self.ray.get(self.told.take.remote(self.folder.name)).items():
+                for name, data in self.ray.get(self.told.take.remote(self.folder.name)).items():
                     self.begun = True
-                    self._write(name, text.encode())
+                    self._write(name, data)
         return self.returncode
 
     def _fetch(self) -> None:

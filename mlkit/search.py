@@ -6,13 +6,14 @@
 __all__ = ['search']
 
 # %% ../nbs/13_search.ipynb #ae704a90
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .config import Settings
 from .notebook import NotebookError, Process, check_parameters, find_finished, run_each
-from .runs import RunRecord, read_history
+from .runs import RunRecord, falls, read_history
 
 # %% ../nbs/13_search.ipynb #0ef20df1
 def _suggest(trial: Any, name: str, words: Sequence[str], default: Any) -> Any:
@@ -46,7 +47,7 @@ def search(
     settings: Settings,  # `train.seed` decides what is proposed
     *,
     trials: int,  # proposals in all
-    metric: str = "accuracy",  # the more the better, unless it is a loss
+    metric: str = "accuracy",  # the more the better, unless it is a loss or an error
     jobs: int = 1,  # runs at the same time
     fingerprint: Callable[[Mapping[str, Any]], str] | None = None,  # as for `run_grid`
     start: Callable[[Path, Mapping, Mapping], Any] = Process,  # as for `run_grid`
@@ -62,9 +63,9 @@ def search(
     unknown = {name: "" for name in axes if name not in defaults}
     check_parameters({**parameters, **unknown}, defaults)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    falls = "loss" in metric
+    less = falls(metric)
     study = optuna.create_study(
-        direction="minimize" if falls else "maximize",
+        direction="minimize" if less else "maximize",
         sampler=optuna.samplers.TPESampler(seed=settings.train.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=max(1, min(5, trials // 4))),
     )
@@ -98,8 +99,8 @@ def search(
     def is_poor(number: int, folder: Path) -> bool:
         trial, history = open_trials[number][0], read_history(folder)
         for e in history[told[number] :]:
-            if metric in e:
-                trial.report(e[metric], e["epoch"])
+            if (value := e.get(metric)) is not None and math.isfinite(value):
+                trial.report(value, e["epoch"])
         fresh, told[number] = len(history) > told[number], max(told[number], len(history))
         return fresh and trial.should_prune()
 
@@ -113,11 +114,12 @@ def search(
     if not worth:
         failed = next((f"; {r.error}" for r in found if r.error), "")
         raise NotebookError(f"no run that was done has the metric {metric!r} (--metric){failed}")
-    sign = 1 if falls else -1
+    sign = 1 if less else -1
     return sorted(found, key=lambda r: (r.id not in worth, sign * worth.get(r.id, 0)))
 
 
 def _worth(record: RunRecord, metric: str) -> float | None:
-    "Return the metric of the run, or of its last epoch."
+    "Return the metric of the run, or of its last epoch; None where it is no number."
     last = [e[metric] for e in read_history(record.folder) if metric in e][-1:]
-    return record.metrics.get(metric, last[0] if last else None)
+    found = record.metrics.get(metric, last[0] if last else None)
+    return found if found is not None and math.isfinite(found) else None

@@ -356,11 +356,19 @@ def _on_ray(folder: Path, settings: Settings) -> str:
             ),
             run_config=RunConfig(name="fit", storage_path=str(folder / "ray")),
         )
-        try:
-            trainer.fit()
-        except Exception as e:  # of a worker; Ray wraps it
-            return str(e)
-    return ""
+        said = []
+
+        def train() -> None:
+            try:
+                trainer.fit()
+            except Exception as e:  # of a worker; Ray wraps it
+                said.append(str(e))
+
+        thread = threading.Thread(target=train, daemon=True)  # in the main one Ray takes Ctrl-C
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    return "".join(said)
 
 
 def _ray_worker(told: dict[str, str]) -> None:

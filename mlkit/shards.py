@@ -69,7 +69,9 @@ class _Folder:
     def __init__(self, out: Path, made: dict[str, Any], again: bool):
         self.out, self.made, self.state = out, made, out / "state.jsonl"
         self.there: dict[int, dict[str, Any]] = {}
-        ours = [*out.glob("part-*"), *out.glob("masks"), out / "manifest.json", self.state]
+        begun = [out / "manifest.json", out / "manifest.part", self.state]
+        ours = [*out.glob("part-*"), *out.glob("masks"), *begun]
+        ours = ours if any(path.exists() for path in begun) else []
         if out.exists() and not out.is_dir():
             raise BatchError(f"{out} is a file; on Ray --out is a folder of Parquet files")
         if strange := sorted({p.name for p in out.glob("*")} - {p.name for p in ours}):
@@ -111,7 +113,15 @@ class _Folder:
         self.there[shard["shard"]] = shard
         self._line(shard)
 
-    def close(self) -> None:
+    def close(self, count: int) -> None:
+        "Be complete, with so many shards; raise `BatchError` if there were more inputs before."
+        if any(number >= count for number in self.there):
+            said = f"there are fewer inputs than those that {self.out} was begun with"
+            raise BatchError(f"{said}; --again begins anew")
+        kept = {f"part-{number:05d}.parquet" for number in self.there}
+        for path in self.out.glob("part-*.parquet"):  # of a try with more inputs
+            if path.name not in kept:
+                path.unlink()
         shards = [self.there[number] for number in sorted(self.there)]
         rows = sum(one["rows"] for one in shards)
         part = self.out / "manifest.part"
@@ -135,39 +145,42 @@ def write_shards(
     work = _Work(version, settings, inputs.columns, probabilities, out.absolute())
     predictor = open_model(version, settings, lanes=1)
     made = origin(predictor, work.sheet(predictor, 0)) | {"inputs in a shard": settings.ray.shard}
-    folder, done, began = _Folder(out, made, again), Done(), time.monotonic()
+    done, began, shards = Done(), time.monotonic(), 0
 
     def count(shard: dict[str, Any]) -> None:
         done.rows, done.bad = done.rows + shard["rows"], done.bad + shard["bad"]
         done.seconds = time.monotonic() - began
         tell(done)
 
-    try:
-        with joined(settings) as ray, _heard() as asked:
-            task = ray.remote(
-                num_cpus=settings.ray.cpus, num_gpus=settings.ray.gpus, max_retries=-1
-            )(_write)
-            room = settings.ray.at_once or _room(ray, settings)
-            marks: dict[Any, str] = {}  # of the shards under way
-            for number, items in enumerate(_cut(inputs, settings.ray.shard)):
-                if asked:
-                    raise KeyboardInterrupt
-                mark = hashlib.sha256(b"".join(item.mark() for item in items)).hexdigest()
-                if folder.has(number, mark):
-                    done.resumed += folder.there[number]["rows"]
-                    count(folder.there[number])
-                    continue
-                if len(marks) >= room:
+    with joined(settings) as ray:
+        folder = _Folder(out, made, again)  # nothing is deleted for a cluster that is not there
+        task = ray.remote(num_cpus=settings.ray.cpus, num_gpus=settings.ray.gpus, max_retries=3)(
+            _write
+        )
+        room = settings.ray.at_once or _room(ray, settings)
+        marks: dict[Any, str] = {}  # of the shards under way
+        try:
+            with _heard() as asked:
+                for number, items in enumerate(_cut(inputs, settings.ray.shard)):
+                    if asked:
+                        raise KeyboardInterrupt
+                    shards = number + 1
+                    mark = hashlib.sha256(b"".join(item.mark() for item in items)).hexdigest()
+                    if folder.has(number, mark):
+                        done.resumed += folder.there[number]["rows"]
+                        count(folder.there[number])
+                        continue
+                    if len(marks) >= room:
+                        _take(ray, marks, folder, count)
+                    marks[task.remote(work, number, [_absolute(item) for item in items])] = mark
+                while marks and not asked:
                     _take(ray, marks, folder, count)
-                marks[task.remote(work, number, [_absolute(item) for item in items])] = mark
-            while marks and not asked:
-                _take(ray, marks, folder, count)
-            if marks:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt as e:
-        said = f"interrupted; {len(folder.there)} shards are in {out}"
-        raise BatchError(f"{said}: the same command goes on there, without --again") from e
-    folder.close()
+                if marks:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            said = f"interrupted; {len(folder.there)} shards are in {out}"
+            raise BatchError(f"{said}: the same command goes on there, without --again") from e
+    folder.close(shards)
     return done
 
 
@@ -198,7 +211,7 @@ def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _room(ray: Any, settings: Settings) -> int:
     "Return twice the number of tasks that run at a time, so that none waits for the driver."
     has, wants = ray.cluster_resources(), {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
-    return max(2, 2 * int(min(has.get(k, 0) / v for k, v in wants.items() if v)))
+    return max(2, 2 * int(min((has.get(k, 0) / v for k, v in wants.items() if v), default=1)))
 
 
 def _absolute(item: Item) -> Item:
@@ -217,5 +230,10 @@ def _take(
         if isinstance(e.cause, MlkitError | OSError):
             raise BatchError(f"a worker could not write its shard: {e.cause}") from e
         raise
+    except ray.exceptions.RayError as e:
+        said = str(e).partition("\n")[0]
+        raise BatchError(
+            f"the worker of a shard died four times: {said}; an input may be too much for it, and the same command goes on with the rest"
+        ) from e
     folder.add(shard)
     count(shard)
