@@ -105,3 +105,14 @@ def test_what_cannot_be_is_said_before_anything_begins(models: Path, seen: Path)
     ):
         refused = predict(models, seen, *words)
         assert refused.returncode == 1 and said in refused.stderr, refused.stderr
+
+
+def test_again_deletes_nothing_for_a_cluster_that_is_not_there(models: Path, seen: Path) -> None:
+    out = seen.parent / "out"
+    out.mkdir()
+    for name in ("manifest.json", "part-00000.parquet"):
+        (out / name).write_text("{}")
+    words = "--on", "ray", "--out", "out", "--again", "--address", "127.0.0.1:1"
+    refused = predict(models, seen, *words)
+    assert refused.returncode == 1 and "no cluster can be joined" in refused.stderr, refused.stderr
+    assert len(list(out.iterdir())) == 2
