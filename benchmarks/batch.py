@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from _photographs import SHARED, photographs
 
 from mlkit.batch import open_model
 from mlkit.config import load_settings
@@ -26,7 +27,6 @@ from mlkit.engine import cores
 from mlkit.registry import Registry
 
 CHUNK = 8
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def bare(model: str, models: Path, files: list[Path], share: int, barrier, rates) -> None:
@@ -113,11 +113,7 @@ def main() -> None:
     parser.add_argument("--on", choices=["local", "ray"], default="local")
     parser.add_argument("--growth", default="", help="numbers of inputs, comma-separated")
     asked = parser.parse_args()
-    files = [
-        p for p in sorted(asked.photographs.rglob("*")) if p.suffix in (".jpg", ".jpeg", ".png")
-    ]
-    if not files:
-        sys.exit(f"there is no picture in {asked.photographs}; give --photographs FOLDER")
+    files = photographs(asked.photographs)
     some = files[: asked.inputs]
     with tempfile.TemporaryDirectory() as tmp:
         for turn in range(asked.rounds):

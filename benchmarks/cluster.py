@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as parquet
+from _photographs import SHARED, photographs
 from ray.cluster_utils import Cluster
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def begin(model: str, models: Path, names: str, out: Path, *words: str) -> subprocess.Popen:
@@ -42,11 +41,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--inputs", type=int, default=20_000)
     asked = parser.parse_args()
-    files = [
-        p for p in sorted(asked.photographs.rglob("*")) if p.suffix in (".jpg", ".jpeg", ".png")
-    ]
-    if not files:
-        sys.exit(f"there is no picture in {asked.photographs}; give --photographs FOLDER")
+    files = photographs(asked.photographs)
     names = "\n".join(str(files[i % len(files)]) for i in range(asked.inputs))
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
