@@ -34,7 +34,7 @@ from .bundle import InputError, read_file
 from .config import MlkitError, Settings
 from .engine import Busy, Closed, Done
 from .gate import Gate
-from .host import Host, NotLoaded, Served, Slot, UnknownModel
+from .host import Holder, Host, NotLoaded, Served, Slot, UnknownModel
 from .inference import READERS
 from mlkit.intake import (
     Crowded,
@@ -132,8 +132,9 @@ class Service:
         self,
         settings: Settings,
         models: Sequence[str] = (),  # references; empty = every model that has a production version
+        holder: Holder | None = None,  # where they are; None = this process
     ):
-        self.api, self.host = settings.api, Host(settings, models)
+        self.api, self.host = settings.api, Host(settings, models, holder)
         self.intake, self.metrics, self.gate = Intake(settings), Metrics(), Gate(settings)
         self.refusals, self.since = 0, 0.0
         self.loading: asyncio.Future | None = None  # from the start of the app
@@ -532,9 +533,10 @@ def _info(service: Service, slot: Slot) -> ModelInfo:
 def create_app(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
+    holder: Holder | None = None,  # where they are; None = this process
 ) -> Envelope:
     "Return the app, which loads the models when it starts, the first one the default; raise `MlkitError` for one that is not there."
-    service = Service(settings, models)
+    service = Service(settings, models, holder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

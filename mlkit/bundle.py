@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,9 @@ class InputError(MlkitError):
     ):
         super().__init__(message)
         self.kind, self.index = kind, index
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return partial(type(self), kind=self.kind, index=self.index), self.args
 
 # %% ../nbs/06_bundle.ipynb #1f898d0d
 class _Part(BaseModel):

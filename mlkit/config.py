@@ -276,8 +276,13 @@ class RaySettings(_Section):
     )
     cpus: float = Field(1, ge=0, description="processors that a worker or a run takes")
     gpus: float = Field(0, ge=0, description="GPUs that a worker or a run takes")
-    at_once: int = Field(0, ge=0, description="most workers at a time; 0 = as many as fit")
+    at_once: int = Field(
+        0, ge=0, description="most workers, or replicas of a model; 0 = as many as fit"
+    )
     shard: int = Field(512, ge=1, description="inputs that a worker predicts at a time")
+    ongoing: int = Field(
+        8, ge=1, description="requests at a time in a replica; beyond it one more replica starts"
+    )
 
 
 class PathSettings(_Section):
@@ -372,7 +377,7 @@ def _read_ini(path: Path) -> configparser.ConfigParser:
 # %% ../nbs/00_config.ipynb #2dfb128f
 _OPTIONAL = {"model.weights", "train.resume", "api.keys_file"}
 _IS_PATH = {*_OPTIONAL, "kaggle.input", "paths.models", "paths.runs", "paths.cache"}
-_NO_SETTINGS = {"MLKIT_SETTINGS", "MLKIT_RUN", "MLKIT_API_KEYS"}
+_NO_SETTINGS = {"MLKIT_SETTINGS", "MLKIT_RUN", "MLKIT_API_KEYS", "MLKIT_CORES"}
 
 
 def _absolute(key: str, value: str, base: Path) -> str:

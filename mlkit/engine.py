@@ -31,10 +31,11 @@ def cores(
         Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
     ),
 ) -> int:
-    "Return the number of processor cores that this process may use: its affinity, and its container's quota."
+    "Return the number of processor cores that this process may use: its affinity, its container's quota, and `MLKIT_CORES`, which a worker of a cluster is told."
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     shares = [share for path in quotas if (share := _quota(path))]
-    return max(1, math.ceil(min([there or 1, *shares])))
+    told = int(os.environ.get("MLKIT_CORES") or there or 1)
+    return max(1, math.ceil(min([there or 1, told, *shares])))
 
 
 def _quota(path: Path) -> float | None:

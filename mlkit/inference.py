@@ -69,11 +69,14 @@ class Predictor:
         self.reader = READERS[spec.kind](spec, self._file, **options)
         self.temperature = self.manifest.temperature if calibrated else None
         self.precision = _graph(self.manifest, precision)
+        self.engine: Engine
+        self.probe: Probe | None = engine if isinstance(engine, Probe) else None
+        self._open(engine)
+
+    def _open(self, engine: str | Probe | None) -> None:
         name = GRAPHS[self.precision]
         graph = self._file(name)
         self.graph_bytes = len(graph)
-        self.engine: Engine
-        self.probe: Probe | None = engine if isinstance(engine, Probe) else None
         try:
             if engine is None or self.probe:
                 like = self.probe or _PLAIN

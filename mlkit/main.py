@@ -628,12 +628,12 @@ def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str
     if on == "local":
         yield {"jobs": jobs or 1}
         return
-    from mlkit.cluster import joined
+    from mlkit.cluster import joined, room
     from mlkit.nodes import Nodes
 
     with joined(settings) as ray:
-        start = Nodes(ray, settings)
-        yield {"jobs": jobs or settings.ray.at_once or start.room, "start": start}
+        jobs = jobs or settings.ray.at_once or room(ray, settings)
+        yield {"jobs": jobs, "start": Nodes(ray, settings)}
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:
@@ -1418,6 +1418,11 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port; 0 = a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; each holds the models.")] = None,
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--on", help="Where the models are held and computed."),
+    ] = "local",
+    address: Address = None,
     set_: Set = None,
     json_: Json = False,
     debug: Debug = False,
@@ -1429,7 +1434,9 @@ def serve(
     def announce_json(url: str, facts: dict[str, Any]) -> None:
         _print_json({"url": url} | facts)
 
-    settings = _load(set_, host=host, port=port, processes=workers)
+    settings = _load(set_, host=host, port=port, processes=workers, address=address)
+    if on == "ray":
+        from mlkit.fleet import serve_on_ray as serve_models
     serve_models(settings, models or [], announce=announce_json if json_ else announce)
 
 # %% ../nbs/14_main.ipynb #e6d50278

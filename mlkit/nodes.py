@@ -92,19 +92,9 @@ class Nodes:
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ray = ray
-        self.needs = {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
         self.told = ray.remote(_Told).options(num_cpus=0, scheduling_strategy=here).remote()
-        cpus, gpus = self.needs.values()
-        self.task = ray.remote(_execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
-
-    @property
-    def room(self) -> int:
-        "How many runs fit at the same time, at least 1."
-        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        needs = {k: v for k, v in self.needs.items() if v}
-        if not needs:
-            return len(nodes)
-        return max(1, sum(int(min(n.get(k, 0) / v for k, v in needs.items())) for n in nodes))
+        needs = {"num_cpus": settings.ray.cpus, "num_gpus": settings.ray.gpus}
+        self.task = ray.remote(_execute).options(**needs, max_retries=3)
 
     def __call__(
         self,

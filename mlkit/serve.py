@@ -35,7 +35,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .api import Envelope, create_app
 from .config import MlkitError, Settings, keep_freed_blocks
-from .host import ServeError
+from .host import Holder, ServeError
 
 # %% ../nbs/10_serve.ipynb #de5899d2
 def _bind(host: str, port: int) -> socket.socket:
@@ -471,6 +471,7 @@ def serve(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
     *,
+    holder: Holder | None = None,  # where they are; None = each process holds them
     announce: Callable[[str, dict[str, Any]], None] = announce,  # told once, when it accepts
 ) -> None:
     "Serve until SIGTERM or Ctrl-C; raise `MlkitError` if the port or a model cannot be had."
@@ -480,7 +481,7 @@ def serve(
         if settings.api.processes > 1:
             with _shared_metrics():
                 return _Workers(settings, models, listener).run(lambda facts: announce(url, facts))
-        app = create_app(settings, models)
+        app = create_app(settings, models, holder)
         server = _Server(app, settings, lambda: announce(url, _facts(app, settings)))
         _run(server, listener)
     _leave_the_hanging()

@@ -30,7 +30,7 @@ from fastai.data.core import TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from .cluster import joined
+from .cluster import joined, room
 from .config import Settings
 from .runs import Run, read_history
 from .task import infer_task
@@ -339,12 +339,12 @@ def _on_ray(folder: Path, settings: Settings) -> str:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         needs = {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
-        fits = [ray.cluster_resources().get(k, 0) // v for k, v in needs.items() if v]
-        count = settings.train.world_size or max(1, int(min(fits, default=1)))
+        fits = room(ray, settings)
+        count = settings.train.world_size or fits
         count = min(count, settings.ray.at_once or count)
-        if count > min(fits, default=count):
+        if count > fits:
             raise TrainError(
-                f"train.world_size = {count}, and the cluster has room for {min(fits):g} (ray.cpus, ray.gpus)"
+                f"train.world_size = {count}, and the cluster has room for {fits} (ray.cpus, ray.gpus)"
             )
         gpu = settings.ray.gpus > 0
         trainer = TorchTrainer(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch import Done, Sheet, open_model, origin, write
-from .cluster import joined
+from .cluster import joined, room
 from .config import MlkitError, Settings
 from .inference import Predictor
 from .inputs import BatchError, Inputs, Item
@@ -157,7 +157,7 @@ def write_shards(
         task = ray.remote(num_cpus=settings.ray.cpus, num_gpus=settings.ray.gpus, max_retries=3)(
             _write
         )
-        room = settings.ray.at_once or _room(ray, settings)
+        most = settings.ray.at_once or 2 * room(ray, settings)  # so that none waits for the driver
         marks: dict[Any, str] = {}  # of the shards under way
         try:
             with _heard() as asked:
@@ -170,7 +170,7 @@ def write_shards(
                         done.resumed += folder.there[number]["rows"]
                         count(folder.there[number])
                         continue
-                    if len(marks) >= room:
+                    if len(marks) >= most:
                         _take(ray, marks, folder, count)
                     marks[task.remote(work, number, [_absolute(item) for item in items])] = mark
                 while marks and not asked:
@@ -206,12 +206,6 @@ def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     items = iter(items)
     while shard := list(islice(items, size)):
         yield shard
-
-
-def _room(ray: Any, settings: Settings) -> int:
-    "Return twice the number of tasks that run at a time, so that none waits for the driver."
-    has, wants = ray.cluster_resources(), {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
-    return max(2, 2 * int(min((has.get(k, 0) / v for k, v in wants.items() if v), default=1)))
 
 
 def _absolute(item: Item) -> Item:

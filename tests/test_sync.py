@@ -76,6 +76,7 @@ ROOMS = {
     "page": set(),
     "v2": {"bundle", "intake"},
     "host": {"config", "bundle", "engine", "inference", "registry"},
+    "fleet": {"bundle", "cluster", "config", "engine", "host", "inference", "registry", "serve"},
     "api": {
         "config",
         "bundle",

@@ -1,0 +1,119 @@
+"""`mlkit serve --on ray`: the contract's own suite against replicas on three nodes, and what only a fleet can meet."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SERVE, Server, make_bundle, running
+from test_api import *  # noqa: F403 - the same suite
+from test_serve import (  # noqa: F401
+    LIME,
+    OTHER,
+    SOFTMAX,
+    ask,
+    crowd,
+    metric,
+    slow,
+    test_a_version_that_cannot_be_taken_in_is_named,
+    test_the_excess_is_told_to_come_again,
+    until,
+)
+
+ON_RAY = "import warnings; warnings.resetwarnings();" + SERVE.replace("serve", "fleet", 1).replace(
+    "import serve;", "import serve_on_ray as serve;"
+)
+REPLICAS = """
+import sys
+from mlkit.cluster import joined
+from mlkit.config import load_settings
+with joined(load_settings("ray.address=" + sys.argv[1])) as ray:
+    from ray import serve
+    apps = serve.status().applications
+    running = [d["model"].replica_states.get("RUNNING", 0) for a in apps.values() if (d := a.deployments)]
+    print(max(running), len(apps), file=sys.__stdout__)
+"""
+
+
+def replicas(cluster: Any) -> tuple[int, int]:
+    "The replicas of the largest application, and how many applications there are."
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REPLICAS, cluster.address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(map(int, done.stdout.split()))
+
+
+@pytest.fixture(scope="session")
+def server(
+    models: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    "The server of the suite, which asks replicas."
+    folder = tmp_path_factory.mktemp("server")
+    with running(
+        models, folder, "api.max_body_mb=2", f"ray.address={cluster.address}", program=ON_RAY
+    ) as one:
+        yield one
+
+
+@pytest.fixture
+def start(models: Path, cluster: Any, tmp_path: Path) -> Callable:
+    "`with start('api.body_seconds=1') as server`: another one."
+
+    def begin(*assignments: str, root: Path = models, **how: Any) -> Any:
+        address = f"ray.address={cluster.address}"
+        return running(root, tmp_path, address, *assignments, **{"program": ON_RAY} | how)
+
+    return begin
+
+
+def test_nobody_notices_a_promotion(start: Callable, model_of: Callable) -> None:
+    registry = model_of(SOFTMAX)
+    second = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
+    with start("api.watch_seconds=0.1", root=registry.root) as server, crowd(server) as said:
+        until(lambda: ask(server).json()["version"] == 1)
+        registry.promote(second.ref)
+        until(lambda: ask(server).json()["version"] == 2)
+        until(lambda: metric(server, 'mlkit_swaps_total{model="color",outcome="swapped"}') == 1)
+    answers = [r.json() for r in said]
+    assert {r.status_code for r in said} == {200} and {a["version"] for a in answers} == {1, 2}
+    for a in answers:
+        assert (a["predictions"][0]["label"] == "red") == (a["version"] == 1), a
+
+
+def test_a_node_is_lost_under_load(start: Callable, model_of: Callable, cluster: Any) -> None:
+    root, lost = model_of(slow(20_000)).root, cluster.add_node(num_cpus=1)
+    with start("ray.ongoing=1", "ray.at_once=3", root=root) as server, crowd(server, 9) as said:
+        until(lambda: replicas(cluster)[0] == 3)  # one of them on the node that will be lost
+        before = len(said)
+        cluster.remove_node(lost, allow_graceful=False)
+        until(lambda: len(said) > before + 200)
+    assert {getattr(r, "status_code", r) for r in said} == {200}
+    assert "a replica was lost" in server.log.read_text()
+
+
+def test_a_replica_that_hangs_is_replaced(start: Callable, model_of: Callable) -> None:
+    settings = ("api.predict_seconds=1", "api.engine=onnxruntime")
+    with start(*settings, root=model_of(slow(2_000_000_000)).root) as server:
+        assert ask(server).status_code == 504
+        assert ask(server, LIME).status_code == 504
+        until(lambda: ask(server, LIME).is_success)
+
+
+def test_a_door_that_was_killed_leaves_nothing_for_long(start: Callable, cluster: Any) -> None:
+    with start() as killed:
+        there = replicas(cluster)[1]
+        killed.process.kill()
+    with start():
+        until(lambda: replicas(cluster)[1] == there)
+
+
+def test_what_cannot_be_is_said(models: Path, tmp_path: Path, start: Callable) -> None:
+    for words, said in (("ray.cpus=64", "no node has 64 CPU"), ("api.processes=2", "one process")):
+        with pytest.raises(AssertionError, match=said), start(words):
+            pass
