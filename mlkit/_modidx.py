@@ -543,6 +543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlkit.fleet._Told': ('fleet.html#_told', 'mlkit/fleet.py'),
                              'mlkit.fleet._Told._open': ('fleet.html#_told._open', 'mlkit/fleet.py'),
                              'mlkit.fleet._Told.rehearse': ('fleet.html#_told.rehearse', 'mlkit/fleet.py'),
+                             'mlkit.fleet._facts': ('fleet.html#_facts', 'mlkit/fleet.py'),
                              'mlkit.fleet._lost': ('fleet.html#_lost', 'mlkit/fleet.py'),
                              'mlkit.fleet.serve_on_ray': ('fleet.html#serve_on_ray', 'mlkit/fleet.py')},
             'mlkit.foreign': { 'mlkit.foreign.ForeignError': ('foreign.html#foreignerror', 'mlkit/foreign.py'),

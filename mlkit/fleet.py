@@ -169,6 +169,10 @@ def _lost(error: Exception) -> bool:
 _LOG = logging.getLogger("mlkit.fleet")
 
 # %% ../nbs/12_fleet.ipynb #f1ee0009
+async def _facts(handle: Any) -> tuple[str | None, Probe | None, MlkitError | None]:
+    return await handle.facts.remote()
+
+
 _PATIENCE = 60.0  # seconds for the first replica of a version
 _SERVE = "serve"  # Ray Serve's own namespace
 
@@ -294,7 +298,7 @@ class Fleet:
             meanwhile()
             time.sleep(0.1)
         handle = self.handles[name] = self.serve.get_app_handle(name)
-        return handle.facts.remote().result(timeout_s=_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(_facts(handle), self.loop).result(_PATIENCE)
 
     def _most(self) -> int:
         return self.settings.ray.at_once or max(1, room(self.ray, self.settings) - 1)

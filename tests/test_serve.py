@@ -294,8 +294,8 @@ def test_a_reading_that_hangs_is_told_of_and_left_behind(start: Callable) -> Non
 
 
 def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
-    slowly = "import time, mlkit.host as h; load = h._Keeper.load\n"
-    slowly += "h._Keeper.load = lambda *a: time.sleep(3) or load(*a)\n"
+    slowly = "import time, mlkit.host as h; hold = h.Here.hold\n"
+    slowly += "h.Here.hold = lambda *a: time.sleep(3) or hold(*a)\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
