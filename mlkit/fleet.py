@@ -8,6 +8,7 @@ __all__ = ['Fleet', 'serve_on_ray']
 # %% ../nbs/12_fleet.ipynb #f1ee0003
 import asyncio
 import logging
+import os
 import secrets
 import tempfile
 import threading
@@ -186,6 +187,7 @@ class Fleet:
         settings: Settings,  # section api is for each replica; ray.cpus and ray.gpus are what one takes
     ):
 
+        os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # 1.7 × Ray's own calls
         from ray import serve
 
         self.ray, self.serve, self.settings = ray, serve, settings
