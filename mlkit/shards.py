@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,13 @@ def _opened(path: Path, settings: str) -> Predictor:
     return open_model(version, read, lanes=max(1, int(read.ray.cpus)))
 
 
+def _origin(work: _Work) -> dict[str, Any]:
+    predictor = _opened(work.version.path, work.settings.model_dump_json())
+    with tempfile.TemporaryDirectory() as tmp:  # a sheet begins with its folder of masks
+        made = origin(predictor, replace(work, out=Path(tmp)).sheet(predictor, 0))
+    return made | {"folder of masks": None, "inputs in a shard": work.settings.ray.shard}
+
+
 def _write(work: _Work, number: int, items: list[Item]) -> dict[str, Any]:
     predictor = _opened(work.version.path, work.settings.model_dump_json())
     path = work.out / f"part-{number:05d}.parquet"
@@ -72,8 +80,7 @@ class _Folder:
         begun = [out / "manifest.json", out / "manifest.part", self.state]
         ours = [*out.glob("part-*"), *out.glob("masks"), *begun]
         ours = ours if any(path.exists() for path in begun) else []
-        if out.exists() and not out.is_dir():
-            raise BatchError(f"{out} is a file; on Ray --out is a folder of Parquet files")
+
         if strange := sorted({p.name for p in out.glob("*")} - {p.name for p in ours}):
             raise BatchError(
                 f"{out} holds other things ({strange[0]}); give --out a folder of its own"
@@ -143,8 +150,6 @@ def write_shards(
     "Write a row for each input on a cluster and return how many; go on where an earlier try was stopped; raise `BatchError`."
     version = replace(version, path=version.path.absolute())
     work = _Work(version, settings, inputs.columns, probabilities, out.absolute())
-    predictor = open_model(version, settings, lanes=1)
-    made = origin(predictor, work.sheet(predictor, 0)) | {"inputs in a shard": settings.ray.shard}
     done, began, shards = Done(), time.monotonic(), 0
 
     def count(shard: dict[str, Any]) -> None:
@@ -153,10 +158,10 @@ def write_shards(
         tell(done)
 
     with joined(settings) as ray:
+        takes = {"num_cpus": settings.ray.cpus, "num_gpus": settings.ray.gpus, "max_retries": 3}
+        made = _got(ray, ray.remote(**takes)(_origin).remote(work))
         folder = _Folder(out, made, again)  # nothing is deleted for a cluster that is not there
-        task = ray.remote(num_cpus=settings.ray.cpus, num_gpus=settings.ray.gpus, max_retries=3)(
-            _write
-        )
+        task = ray.remote(**takes)(_write)
         most = settings.ray.at_once or 2 * room(ray, settings)  # so that none waits for the driver
         marks: dict[Any, str] = {}  # of the shards under way
         try:
@@ -218,16 +223,20 @@ def _take(
 ) -> None:
     "Wait for one shard, and write it down."
     (ready, *_), _ = ray.wait(list(marks))
+    shard = _got(ray, ready) | {"marks": marks.pop(ready)}
+    folder.add(shard)
+    count(shard)
+
+
+def _got(ray: Any, task: Any) -> dict[str, Any]:
     try:
-        shard = ray.get(ready) | {"marks": marks.pop(ready)}
+        return ray.get(task)
     except ray.exceptions.RayTaskError as e:
         if isinstance(e.cause, MlkitError | OSError):
-            raise BatchError(f"a worker could not write its shard: {e.cause}") from e
+            raise BatchError(f"a worker could not do its part: {e.cause}") from e
         raise
     except ray.exceptions.RayError as e:
         said = str(e).partition("\n")[0]
         raise BatchError(
             f"the worker of a shard died four times: {said}; an input may be too much for it, and the same command goes on with the rest"
         ) from e
-    folder.add(shard)
-    count(shard)

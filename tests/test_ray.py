@@ -76,6 +76,23 @@ def test_the_rows_are_those_of_the_local_command_though_a_node_is_lost(
     assert again.returncode == 1 and "is complete" in again.stderr
 
 
+def test_masks_are_those_of_the_local_command(cluster: Any, kinds: Path, seen: Path) -> None:
+    def words(*more: str) -> list[str]:
+        head = [sys.executable, "-m", "mlkit", "predict", "image-mask", "000.png", "001.png"]
+        return [*head, "--set", f"paths.models={kinds}", *more]
+
+    for more in (["--out", "local.parquet"], on(cluster, "--out", "out")):
+        done = subprocess.run(words(*more), cwd=seen.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    here, there = parquet.read_table(seen.parent / "local.parquet"), whole(seen.parent / "out")
+    masks = [
+        [(beside / name).read_bytes() for name in table["mask"].to_pylist()]
+        for table, beside in ((here, seen.parent), (there, seen.parent / "out"))
+    ]
+    assert masks[0] == masks[1] and len(masks[0]) == 2
+    assert here.drop_columns("mask").equals(there.drop_columns("mask"))
+
+
 def test_what_is_interrupted_goes_on(cluster: Any, models: Path, seen: Path) -> None:
     out, words = seen.parent / "out", on(cluster, "--out", "out")
     begun = subprocess.Popen(
@@ -98,10 +115,12 @@ def test_what_is_interrupted_goes_on(cluster: Any, models: Path, seen: Path) -> 
 
 
 def test_what_cannot_be_is_said_before_anything_begins(models: Path, seen: Path) -> None:
+    (seen.parent / "file").write_text("mine")
     for words, said in (
         (["--on", "ray"], "give --out a folder"),
         (["--on", "ray", "--out", "x.parquet"], "give --out a folder"),
         (["--on", "ray", "--out", "x", "--address", "127.0.0.1:1"], "no cluster can be joined"),
+        (["--on", "ray", "--out", "file"], "file is a file; on Ray --out is a folder"),
     ):
         refused = predict(models, seen, *words)
         assert refused.returncode == 1 and said in refused.stderr, refused.stderr
