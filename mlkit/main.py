@@ -1253,12 +1253,17 @@ def predict(
 ) -> None:
     "Predict files and tables with a model of the registry, without a server."
     from mlkit.batch import Sheet, open_model, write
+    from mlkit.config import MlkitError
     from mlkit.inputs import Inputs
     from mlkit.registry import Registry
 
     settings = _load(set_, address=address)
     version = Registry(settings.paths.models).resolve(ref)
     manifest = version.manifest
+    if probabilities and manifest.output.kind not in ("label", "labels"):
+        raise MlkitError(
+            f"{manifest.name} has no probabilities: its answers are {manifest.output.kind}; leave --probabilities out"
+        )
     kept = None if keep is None else [name for name in keep.split(",") if name]
     given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
     for table, lacking in given.lacking.items():

@@ -293,6 +293,13 @@ def test_rows_of_every_kind_of_table(predict: Callable, tmp_path: Path) -> None:
     assert list(read_csv(few.stdout.decode())[0]) == ["input", "id", "label", "confidence", "error"]
 
 
+def test_what_has_no_probabilities_says_so(predict: Callable, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("carat,cut,round\n1,Ideal,true\n")
+    done = predict("rows.csv", "--probabilities", model="table-numbers")
+    assert done.returncode == 1 and b"its answers are numbers" in done.stderr
+    assert predict("rows.csv", "--probabilities", model="table-label").returncode == 0
+
+
 def test_many_rows_are_as_one_by_one(predict: Callable, kinds: Path, tmp_path: Path) -> None:
     rows = [{"carat": i / 100, "cut": ["Fair", "Ideal", ""][i % 3]} for i in range(3000)]
     rows[1700]["carat"] = "?"

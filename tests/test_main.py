@@ -142,6 +142,16 @@ def test_verify_finds_a_flipped_bit(digits: Path, tmp_path: Path) -> None:
         ), name
 
 
+def test_a_bundle_is_imported_as_it_is_or_not_at_all(color_bundle: Path, tmp_path: Path) -> None:
+    told = mlkit("models", "import", color_bundle, "--json", cwd=tmp_path)
+    assert told.returncode == 0 and json.loads(told.stdout)[0]["version"] == 1, told.stderr
+    copy = shutil.copytree(color_bundle, tmp_path / "copy")
+    (copy / "model.onnx").write_bytes(b"another")
+    refused = mlkit("models", "import", copy, cwd=tmp_path)
+    assert refused.returncode == 1 and "model.onnx" in refused.stderr, refused.stderr
+    assert len(leftovers(tmp_path / "models")) == 2  # of the first
+
+
 def test_interrupt_keeps_the_best_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [
         "train",
