@@ -8,20 +8,23 @@ __all__ = ['Fleet', 'serve_on_ray']
 # %% ../nbs/12_fleet.ipynb #f1ee0003
 import asyncio
 import logging
+import math
 import os
+import re
 import secrets
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .bundle import MANIFEST, SEAL, BundleError, read_file
-from .cluster import joined, room
+from .cluster import ClusterError, joined, room
 from .config import MlkitError, Settings
 from .engine import Busy, Closed, Done, Probe
 from .host import Here, NoRoom, NotLoaded, Served, ServeError
@@ -29,6 +32,9 @@ from .inference import Predictor
 from .registry import Version
 
 # %% ../nbs/12_fleet.ipynb #f1ee0005
+_TOLD = 10.0  # seconds in which the door may ask a replica what is wrong with it
+
+
 class _Files:
     "An actor beside the command: the files of one bundle."
 
@@ -45,12 +51,13 @@ class _Replica:
 
     async def __init__(self, settings: Settings, version: Version, files: Any):
         self.api = settings.api
-        self.folder = tempfile.TemporaryDirectory(prefix="mlkit-", ignore_cleanup_errors=True)
-        home = Path(self.folder.name)
-        for name, data in (await files.all.remote()).items():
-            (home / name).parent.mkdir(parents=True, exist_ok=True)
-            (home / name).write_bytes(data)
-        await asyncio.to_thread(self.open, settings, replace(version, path=home))
+        with tempfile.TemporaryDirectory(prefix="mlkit-") as tmp:  # Ray kills: nothing may stay
+            for name, data in (await files.all.remote()).items():
+                path = Path(tmp, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            await asyncio.to_thread(self.open, settings, replace(version, path=Path(tmp)))
+        self.born = time.monotonic()
 
     def open(self, settings: Settings, version: Version) -> None:
         try:
@@ -77,7 +84,7 @@ class _Replica:
             return e
 
     def check_health(self) -> None:
-        if isinstance(self.trouble, BundleError):
+        if isinstance(self.trouble, BundleError) and time.monotonic() - self.born > _TOLD:
             raise self.trouble
         if self.served and (hangs := self.served.batcher.stuck()) > self.api.predict_seconds:
             raise RuntimeError(f"a pass hangs since {hangs:.0f} s")
@@ -97,10 +104,19 @@ class _Told(Predictor):
 
 class _Away:
     # what a Batcher is, for replicas
-    def __init__(self, handle: Any, loop: asyncio.AbstractEventLoop, limit: int, ended: Callable):
+    def __init__(
+        self,
+        handle: Any,
+        loop: asyncio.AbstractEventLoop,
+        limit: int,  # inputs
+        seconds: float,  # for an answer
+        ended: Callable[[], None],  # called when it is closed, and nothing is pending
+    ):
         self.handle, self.loop, self.limit, self.ended = handle, loop, limit, ended
+        self.seconds = seconds
         self.pending, self.passed = 0, time.perf_counter()
         self.full = 0.0  # seconds until it makes sense to come again; 0 = there is room
+        self.gone = False  # whether somebody else removed the application
         self._closed, self._lock = False, threading.Lock()
 
     def check(self, inputs: int = 1) -> None:
@@ -113,7 +129,8 @@ class _Away:
                 raise Closed("this model gave way to another")
             self.check(len(inputs))
             self.pending += len(inputs)
-        asked = asyncio.run_coroutine_threadsafe(self._ask(inputs), self.loop)
+        answer = asyncio.wait_for(self._ask(inputs), self.seconds)
+        asked = asyncio.run_coroutine_threadsafe(answer, self.loop)
         asked.add_done_callback(lambda _: self._count(len(inputs)))
         return asked
 
@@ -139,6 +156,7 @@ class _Away:
                 if not _lost(e):
                     raise
                 _LOG.warning("a replica was lost (%s)", type(e).__name__)
+                self.gone = self.gone or type(e).__name__ == "DeploymentUnavailableError"
         else:
             raise NotLoaded("the replicas that were asked were lost")
         if isinstance(said, Busy):
@@ -150,7 +168,8 @@ class _Away:
         return said
 
     def stuck(self) -> float:
-        return 0.0  # each replica is looked after by Ray; readiness rests on `passed`
+        # each replica is looked after by Ray; readiness rests on `passed`
+        return math.inf if self.gone else 0.0
 
     def close(self) -> None:
         with self._lock:
@@ -160,11 +179,14 @@ class _Away:
 
 
 def _lost(error: Exception) -> bool:
-    import ray
-
-    return isinstance(error, ray.exceptions.RayError) and not isinstance(
-        error, ray.exceptions.RayTaskError | ray.exceptions.TaskCancelledError
-    )
+    "Whether it is about the way to a replica, and not about what the replica did."
+    of = [
+        cls.__module__ for cls in type(error).__mro__
+    ]  # grpc's, and those of Serve, have roots of their own
+    raised = ("RayTaskError", "TaskCancelledError", "RequestCancelledError")
+    if any(cls.__name__ in raised for cls in type(error).__mro__):
+        return False
+    return any(name.partition(".")[0] in ("ray", "grpc") for name in of)
 
 
 _LOG = logging.getLogger("mlkit.fleet")
@@ -174,6 +196,7 @@ async def _facts(handle: Any) -> tuple[str | None, Probe | None, MlkitError | No
     return await handle.facts.remote()
 
 
+_OURS = re.compile(r"mlkit-[0-9a-f]{8}-\d+-")  # a door, a number, the version
 _PATIENCE = 60.0  # seconds for the first replica of a version
 _SERVE = "serve"  # Ray Serve's own namespace
 
@@ -186,31 +209,39 @@ class Fleet:
         ray: Any,  # joined: `with joined(settings) as ray`
         settings: Settings,  # section api is for each replica; ray.cpus and ray.gpus are what one takes
     ):
-
         os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # 1.7 × Ray's own calls
-        from ray import serve
+        try:
+            from ray import serve
+        except ImportError as e:
+            raise ClusterError(f'Ray Serve is not installed ({e}); `pip install ".[ray]"`') from e
 
         self.ray, self.serve, self.settings = ray, serve, settings
         self.door, self.count = f"mlkit-{secrets.token_hex(4)}", 0
         self.files: dict[str, Any] = {}  # by application
         self.handles: dict[str, Any] = {}
+        self.ending: list[threading.Thread] = []
+        self.closed = False
         self.loop = asyncio.new_event_loop()
 
     def __enter__(self) -> "Fleet":
         quiet = {"log_level": "ERROR", "enable_access_log": False}
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.serve.start(proxy_location="Disabled", logging_config=quiet)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        applications = self.serve.status().applications  # first: their files are there before them
         there = {one["name"] for one in self.ray.util.list_named_actors(all_namespaces=True)}
-        for name in self.serve.status().applications:
-            if name.startswith("mlkit-") and name not in there:
+        for name in applications:
+            if _OURS.match(name) and name not in there:
                 self.serve.delete(name, _blocking=False)
         threading.Thread(target=self.loop.run_forever, name="mlkit-fleet", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed = True  # whoever is still loading gives up
+        for thread in self.ending:
+            thread.join()
         for name in list(self.files):
             self.end(name)
+        self.serve.status()  # so that Ray has heard what was said before
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def fits(self, version: Version, held: Sequence[Served]) -> bool:
@@ -222,24 +253,15 @@ class Fleet:
         manifest = version.manifest
         files = {name: read_file(version.path, manifest, name) for name in manifest.files}
         files |= {name: (version.path / name).read_bytes() for name in (MANIFEST, SEAL)}
+        if self.closed:
+            raise ServeError("the server is ending")
         self.count += 1
         name = f"{self.door}-{self.count}-{version.name}-{version.version}"
         try:
-            precision, probe, trouble = self._begin(name, version, files, meanwhile)
-            if trouble and not precision:
-                raise trouble
+            return self._begin(name, version, files, meanwhile)
         except BaseException:
             self.end(name)
             raise
-        api = self.settings.api
-        predictor = _Told(
-            version.path, precision=precision, engine=probe, calibrated=api.calibrated
-        )
-        predictor.trouble = trouble
-        handle = self.handles[name]
-        ended = threading.Thread(target=self.end, args=(name,)).start
-        away = _Away(handle, self.loop, api.queue * self._most(), ended)
-        return Served(version, predictor, away)
 
     def _begin(
         self,
@@ -247,60 +269,81 @@ class Fleet:
         version: Version,
         files: dict[str, bytes],
         meanwhile: Callable[[], None],
-    ) -> tuple[str | None, Probe | None, MlkitError | None]:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=False
-        )
-        kept = self.ray.remote(_Files).options(
-            num_cpus=0, name=name, namespace=_SERVE, scheduling_strategy=here
-        )
-        self.files[name] = kept.remote(files)
-        seconds = self.settings.api.predict_seconds
-        deployment = self.serve.deployment(
-            _Replica,
-            name="model",
-            ray_actor_options={
-                "num_cpus": self.settings.ray.cpus,
-                "num_gpus": self.settings.ray.gpus,
-            },
-            max_ongoing_requests=self.settings.api.queue + 8,  # a replica refuses more by itself
-            autoscaling_config={
-                "min_replicas": 1,
-                "max_replicas": self._most(),
-                "target_ongoing_requests": self.settings.ray.ongoing,
-                "metrics_interval_s": 1,
-                "look_back_period_s": 5,
-                "upscale_delay_s": 2,
-                "downscale_delay_s": 60,
-            },
-            health_check_period_s=2,
-            health_check_timeout_s=seconds + 2,
-            graceful_shutdown_timeout_s=seconds + 2,
-            graceful_shutdown_wait_loop_s=0.5,
-        )
-        target = self.serve.RunTarget(
-            deployment.bind(self.settings, version, self.files[name]),
-            name=name,
-            route_prefix=None,
-        )
+    ) -> Served:
+        self.files[name] = self._kept(name, files)
+        application = self._deployment().bind(self.settings, version, self.files[name])
+        target = self.serve.RunTarget(application, name=name, route_prefix=None)
         self.serve.run_many([target], wait_for_applications_running=False)
         end = time.monotonic() + _PATIENCE
-        while (state := self.serve.status().applications[name]).status != "RUNNING":
-            if state.status == "DEPLOY_FAILED":
-                raise ServeError(
-                    f"{version.ref} could not be started on the cluster: {state.message}"
-                )
+        while (state := self._state(name)).status != "RUNNING":
+            if state.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+                said = state.message or "somebody else removed it"
+                raise ServeError(f"{version.ref} could not be started on the cluster: {said}")
             if time.monotonic() > end:
                 wants = f"{self.settings.ray.cpus:g} CPU and {self.settings.ray.gpus:g} GPU"
                 raise NoRoom(
                     f"no node had room for a replica of {version.ref} within {_PATIENCE:g} s; it takes {wants} (ray.cpus, ray.gpus)"
                 )
             meanwhile()
+            if self.closed:
+                raise ServeError("the server is ending")
             time.sleep(0.1)
         handle = self.handles[name] = self.serve.get_app_handle(name)
-        return asyncio.run_coroutine_threadsafe(_facts(handle), self.loop).result(_PATIENCE)
+        try:
+            asked = asyncio.run_coroutine_threadsafe(_facts(handle), self.loop)
+            precision, probe, trouble = asked.result(_PATIENCE)
+        except (TimeoutError, self.ray.exceptions.RayError) as e:
+            said = f"a replica of {version.ref} began and did not answer ({type(e).__name__})"
+            raise ServeError(f"{said}; Ray's own logs are on its nodes") from e
+        if trouble and not precision:
+            raise trouble
+        api = self.settings.api
+        predictor = _Told(
+            version.path, precision=precision, engine=probe, calibrated=api.calibrated
+        )
+        predictor.trouble = trouble
+
+        def ended() -> None:
+            self.ending.append(threading.Thread(target=self.end, args=(name,)))
+            self.ending[-1].start()
+
+        limit, seconds = api.queue * self._most(), api.predict_seconds + 2
+        return Served(version, predictor, _Away(handle, self.loop, limit, seconds, ended))
+
+    def _kept(self, name: str, files: dict[str, bytes]) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = self.ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        how = {"name": name, "namespace": _SERVE, "num_cpus": 0, "scheduling_strategy": here}
+        how |= {"max_restarts": -1, "max_task_retries": -1}
+        return self.ray.remote(_Files).options(**how).remote(files)
+
+    def _deployment(self) -> Any:
+        api, mine = self.settings.api, self.settings.ray
+        return self.serve.deployment(
+            _Replica,
+            name="model",
+            ray_actor_options={"num_cpus": mine.cpus, "num_gpus": mine.gpus},
+            max_ongoing_requests=api.queue + 8,  # a replica refuses more by itself
+            autoscaling_config={
+                "min_replicas": 1,
+                "max_replicas": self._most(),
+                "target_ongoing_requests": mine.ongoing,
+                "metrics_interval_s": 1,
+                "look_back_period_s": 5,
+                "upscale_delay_s": 2,
+                "downscale_delay_s": 60,
+            },
+            health_check_period_s=2,
+            health_check_timeout_s=api.predict_seconds + 2,
+            graceful_shutdown_timeout_s=api.predict_seconds + 2,
+            graceful_shutdown_wait_loop_s=0.5,
+        )
+
+    def _state(self, name: str) -> Any:
+        gone = types.SimpleNamespace(status="NOT_STARTED", message="")
+        return self.serve.status().applications.get(name, gone)
 
     def _most(self) -> int:
         return self.settings.ray.at_once or max(1, room(self.ray, self.settings) - 1)

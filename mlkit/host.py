@@ -8,6 +8,7 @@ __all__ = ['PULSE', 'ServeError', 'NoRoom', 'UnknownModel', 'NotLoaded', 'Served
 # %% ../nbs/10_host.ipynb #b1f09ca8
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +18,14 @@ from typing import Protocol
 
 from .bundle import BundleError, Manifest, verify_bundle
 from .config import MlkitError, Settings, nearest
-from .engine import Batcher, EngineError
+from .engine import Batcher, Busy, EngineError
 from .inference import Predictor
 from .registry import Registry, RegistryError, Version
 
 # %% ../nbs/10_host.ipynb #ac624542
 _LOG = logging.getLogger("mlkit.host")
 PULSE = 5.0  # seconds without a pass after which the host asks one itself
+_AGAIN = 60.0  # seconds after which a version is tried again for which there was no room
 _LATELY = 600.0  # seconds in which a model that hangs is loaded anew three times at most
 
 
@@ -68,6 +70,8 @@ class Served:
         if done.cancelled() or not (error := done.exception()):
             self.reason = None
             return
+        if isinstance(error, Busy):  # others ask, and their passes count
+            return
         self.reason = "failed its last forward pass"
         _LOG.error("%s %s: %s", self.version.ref, self.reason, error)
 
@@ -80,6 +84,7 @@ class Slot:
     served: Served | None = None
     trouble: str | None = None  # why the registry's choice does not answer; None when it does
     refused: int | None = None  # the version that `trouble` is about
+    again: float = math.inf  # when it is tried again all the same
     wanted: bool = False  # whether somebody waits for it to be loaded
     replaced: list[float] = field(default_factory=list)  # when it was loaded anew, for it hung
 
@@ -96,7 +101,7 @@ class Holder(Protocol):
         self,
         version: Version,
         like: Served | None,  # what it takes over from
-        meanwhile: Callable[[], None],  # to be called now and then while it takes long
+        meanwhile: Callable[[], None],  # to be called now and then while it takes long; may raise
     ) -> Served:
         "Return the version, ready to be asked; raise `MlkitError`."
         ...
@@ -311,17 +316,19 @@ class _Keeper:
         version = served.version if slot.pinned else self.host.registry.resolve(slot.ref)
         if version.version == served.version.version:
             slot.trouble = slot.refused = None
-        elif version.version != slot.refused:
+        elif version.version != slot.refused or time.monotonic() > slot.again:
             self.take_in(slot, version)
 
     def take_in(self, slot: Slot, version: Version) -> None:
-        old = slot.served
+        old, new = slot.served, None
         try:
             verify_bundle(version.path)  # nobody gives way to what is damaged
             self.make_room(slot, version)
             new = self.holder.hold(version, old, self.pulse)
             self.rehearse(new)
         except Exception as e:
+            if new:
+                new.batcher.close()
             return self.refuse(slot, version, e)
         slot.served, slot.trouble, slot.refused = new, None, None
         if old:
@@ -331,6 +338,8 @@ class _Keeper:
             tell("swapped", slot)
 
     def pulse(self) -> None:
+        if self.host.draining:
+            raise ServeError("the server is ending")
         for slot in self.host.loaded():
             if served := slot.served:
                 served.pulse()
@@ -353,7 +362,8 @@ class _Keeper:
             _LOG.info("%s gives way to %s", served.version.ref, version.ref)
 
     def refuse(self, slot: Slot, version: Version | None, error: Exception) -> None:
-        slot.refused = version.version if version and not isinstance(error, NoRoom) else None
+        slot.refused = version.version if version else None
+        slot.again = time.monotonic() + _AGAIN if isinstance(error, NoRoom) else math.inf
         what = f"{version.ref} was not taken in" if version else f"{slot.ref} is in trouble"
         said = f"{what}: {_publicly(error)}"
         if said == slot.trouble:

@@ -190,7 +190,8 @@ class _Server(uvicorn.Server):
         try:
             await self.service.loading
         except MlkitError as e:
-            self.failed, self.should_exit = e, True
+            self.failed = None if self.service.host.draining else e
+            self.should_exit = True
         else:
             self.announce()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import SERVE, Server, make_bundle, running
 from test_api import *  # noqa: F403 - the same suite
@@ -21,6 +22,8 @@ from test_serve import (  # noqa: F401
     test_the_excess_is_told_to_come_again,
     until,
 )
+
+from mlkit.bundle import Golden
 
 ON_RAY = "import warnings; warnings.resetwarnings();" + SERVE.replace("serve", "fleet", 1).replace(
     "import serve;", "import serve_on_ray as serve;"
@@ -72,14 +75,28 @@ def start(models: Path, cluster: Any, tmp_path: Path) -> Callable:
     return begin
 
 
-def test_nobody_notices_a_promotion(start: Callable, model_of: Callable) -> None:
+def test_nobody_notices_a_promotion(
+    start: Callable, model_of: Callable, cluster: Any, tmp_path: Path
+) -> None:
     registry = model_of(SOFTMAX)
+    (tmp_path / "0.png").write_bytes(RED)
+    golden = Golden(file="golden/0.png", probabilities=(0.0, 0.0, 1.0))
+    files = {"golden/0.png": tmp_path / "0.png"}
+    other = make_bundle(tmp_path / "three", golden=(golden,), files=files)
     second = registry.add(make_bundle(registry.root.parent / "two", OTHER), name="color")
     with start("api.watch_seconds=0.1", root=registry.root) as server, crowd(server) as said:
         until(lambda: ask(server).json()["version"] == 1)
         registry.promote(second.ref)
         until(lambda: ask(server).json()["version"] == 2)
         until(lambda: metric(server, 'mlkit_swaps_total{model="color",outcome="swapped"}') == 1)
+        there = replicas(cluster)[1]  # without the first version
+        registry.promote(
+            registry.add(other, name="color").ref
+        )  # whose answers are not the export's
+        troubles = lambda: httpx.get(f"{server.url}/health/ready").json()["troubles"]  # noqa: E731
+        until(troubles)
+        assert "color@3 was not taken in: golden/0.png" in troubles()[0]
+        until(lambda: replicas(cluster)[1] == there)
     answers = [r.json() for r in said]
     assert {r.status_code for r in said} == {200} and {a["version"] for a in answers} == {1, 2}
     for a in answers:
@@ -89,7 +106,7 @@ def test_nobody_notices_a_promotion(start: Callable, model_of: Callable) -> None
 def test_a_node_is_lost_under_load(start: Callable, model_of: Callable, cluster: Any) -> None:
     root, lost = model_of(slow(20_000)).root, cluster.add_node(num_cpus=1)
     with start("ray.ongoing=1", "ray.at_once=3", root=root) as server, crowd(server, 9) as said:
-        until(lambda: replicas(cluster)[0] == 3)  # one of them on the node that will be lost
+        until(lambda: replicas(cluster)[0] == 3, 120)  # one of them on the node that will be lost
         before = len(said)
         cluster.remove_node(lost, allow_graceful=False)
         until(lambda: len(said) > before + 200)
