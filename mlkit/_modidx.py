@@ -1102,6 +1102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlkit.preprocess.dataloaders': ('preprocess.html#dataloaders', 'mlkit/preprocess.py'),
                                   'mlkit.preprocess.find_examples': ('preprocess.html#find_examples', 'mlkit/preprocess.py'),
                                   'mlkit.preprocess.find_mount': ('preprocess.html#find_mount', 'mlkit/preprocess.py'),
+                                  'mlkit.preprocess.part_of': ('preprocess.html#part_of', 'mlkit/preprocess.py'),
                                   'mlkit.preprocess.read_source': ('preprocess.html#read_source', 'mlkit/preprocess.py'),
                                   'mlkit.preprocess.split': ('preprocess.html#split', 'mlkit/preprocess.py'),
                                   'mlkit.preprocess.statistics': ('preprocess.html#statistics', 'mlkit/preprocess.py'),

@@ -41,7 +41,16 @@ from .bundle import TextInput
 from .cache import Tokens
 from .config import DataSettings, Settings, SettingsError, nearest
 from .express import ExportError, OtherInputs
-from .preprocess import SUFFIXES, DataError, Example, batch_size, by_flag, find_mount
+from mlkit.preprocess import (
+    HELD,
+    SUFFIXES,
+    DataError,
+    Example,
+    batch_size,
+    by_flag,
+    find_mount,
+    part_of,
+)
 
 # %% ../nbs/02_texts.ipynb #168d44d7
 _TABLES = {".csv", ".tsv", ".parquet"}
@@ -123,7 +132,7 @@ def find_columns(
     if data.target and data.target not in frame.columns:
         there = ", ".join(map(str, frame.columns[:50]))
         raise DataError(f"data.target = {data.target!r} is no column; there is: {there}")
-    ignored = {label, *(c.strip() for c in data.ignore.split(","))}
+    ignored = {label, HELD, *(c.strip() for c in data.ignore.split(","))}
     sizes = {c: _letters(frame[c]) for c in frame if c not in ignored}
     if not any(sizes.values()):
         return None
@@ -220,9 +229,11 @@ def read_texts(
         raise DataError(
             f"{source!r} has {len(frame)} rows and the columns {there}; name the one with the labels in data.target, and drop others by data.ignore"
         )
-    rows = zip(frame[found.text], map(_label, frame[found.label]), strict=True)
+    held = frame[HELD] if HELD in frame else [None] * len(frame)
+    rows = zip(frame[found.text], map(_label, frame[found.label]), held, strict=True)
     return [
-        _looked(Example(root, label, f"row {i}"), text) for i, (text, label) in enumerate(rows, 1)
+        _looked(Example(root, label, f"row {i}", part_of(part, f"{source}, row {i}")), text)
+        for i, (text, label, part) in enumerate(rows, 1)
     ]
 
 
