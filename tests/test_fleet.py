@@ -45,9 +45,8 @@ def server(
 ) -> Iterator[Server]:
     "The server of the suite, which asks replicas."
     folder = tmp_path_factory.mktemp("server")
-    with running(
-        models, folder, "api.max_body_mb=2", f"ray.address={cluster.address}", program=ON_RAY
-    ) as one:
+    more = f"ray.address={cluster.address}", "ray.at_once=1"  # the other processors are for others
+    with running(models, folder, "api.max_body_mb=2", *more, program=ON_RAY) as one:
         yield one
 
 
