@@ -1,5 +1,7 @@
 """What a fleet can meet, and the tests of test_api.py and test_serve.py that begin a server each: `pytest tests/whole_fleet.py`, five minutes, by hand."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,8 +92,12 @@ def test_a_node_is_lost_under_load_and_then_the_door(
     root, lost = model_of(slow(20_000)).root, cluster.add_node(num_cpus=1)
     with start("ray.ongoing=1", "ray.at_once=3", root=root) as door, crowd(door, 6) as said:
         until(lambda: 3 in replicas(), 120)  # one of them on the node that will be lost
-        before = len(said)
+        raylet = lost.all_processes["raylet"][0].process.pid
+        for pid in [*children(raylet), raylet]:  # all of a node ends at once
+            os.kill(pid, signal.SIGKILL)
         cluster.remove_node(lost, allow_graceful=False)
+        until(lambda: 3 not in replicas())
+        before = len(said)
         until(lambda: len(said) > before + 200)
         answers = [getattr(r, "status_code", r) for r in said]
         door.process.kill()
