@@ -54,8 +54,6 @@ def _chunk(predictor: Predictor) -> int:
 def open_model(
     version: Version,
     settings: Settings,  # api.engine, precision, calibrated and max_megapixels are for this too
-    *,
-    lanes: int | None = None,  # passes at a time; None = as many as cores
 ) -> Predictor:
     "Return the Predictor, with nothing measured: the same engine each time."
     name = settings.api.engine
@@ -65,7 +63,7 @@ def open_model(
         raise EngineError(f"no engine {name!r} here; there is: {', '.join(available())}")
     return Predictor(
         version.path,
-        engine=Probe(name, "GPU" if name == "cuda" else "CPU", lanes or cores(), 1, {}),
+        engine=Probe(name, "GPU" if name == "cuda" else "CPU", cores(), 1, {}),
         max_megapixels=settings.api.max_megapixels,
         precision=settings.api.precision,
         calibrated=settings.api.calibrated,

@@ -38,11 +38,10 @@ def joined(
             'Ray is not installed; `pip install ".[ray]"` in the repository, here and on each node'
         ) from e
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    sent: dict[str, Any] = {}
+    # else each worker would take all cores of its node
+    sent: dict[str, Any] = {"env_vars": {"MLKIT_CORES": str(max(1, int(settings.ray.cpus)))}}
     if address != "local":
         sent["py_modules"] = [str(Path(inspect.getfile(MlkitError)).parent)]
-    if settings.ray.cpus >= 1:  # else each worker would take all cores of its node
-        sent["env_vars"] = {"MLKIT_CORES": str(int(settings.ray.cpus))}
     try:
         if there := re.fullmatch(r"([^:/]+):(\d+)", address):  # Ray would try it for minutes
             socket.create_connection((there[1], int(there[2])), timeout=5).close()

@@ -1299,8 +1299,6 @@ def _on_ray(
     from mlkit.inputs import BatchError
     from mlkit.shards import write_shards
 
-    if out and out.is_file():
-        raise BatchError(f"{out} is a file; on Ray --out is a folder of Parquet files")
     if out is None or out.suffix or masks:
         raise BatchError(
             "with --on ray give --out a folder, such as --out answers: it gets Parquet files, and the masks if there are any"

@@ -52,7 +52,7 @@ class _Work:
 def _opened(path: Path, settings: str) -> Predictor:
     read = Settings.model_validate_json(settings)
     version = Version(path.parent.name, int(path.name), path, False)
-    return open_model(version, read, lanes=max(1, int(read.ray.cpus)))
+    return open_model(version, read)
 
 
 def _origin(work: _Work) -> dict[str, Any]:
@@ -148,6 +148,8 @@ def write_shards(
     tell: Callable[[Done], None] = lambda done: None,  # called after each shard
 ) -> Done:
     "Write a row for each input on a cluster and return how many; go on where an earlier try was stopped; raise `BatchError`."
+    if out.exists() and not out.is_dir():
+        raise BatchError(f"{out} is a file; on Ray --out is a folder of Parquet files")
     version = replace(version, path=version.path.absolute())
     work = _Work(version, settings, inputs.columns, probabilities, out.absolute())
     done, began, shards = Done(), time.monotonic(), 0
