@@ -132,8 +132,9 @@ class TextInput(_Part):
     "How a text becomes what the graph takes: int64, batch × tokens."
 
     kind: Literal["text"] = "text"
-    tokenizer: str = Field(
-        "tokenizer.json", description="file in the bundle, read by the library tokenizers"
+    tokenizer: str = Field("tokenizer.json", description="file in the bundle")
+    form: Literal["tokenizers", "words"] = Field(
+        "tokenizers", description="who reads that file: the library tokenizers, or mlkit.words"
     )
     max_tokens: int = Field(
         ge=1, description="what comes after is not read, and the answer says so"

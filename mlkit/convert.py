@@ -86,6 +86,8 @@ def _open(
         raise ConvertError(
             f"it does not open: {type(e).__name__}: {e}; {here}: other versions may have made it"
         ) from e
+    for loader in learn.dls.loaders:
+        loader.fake_l.num_workers = 0  # the box has no room for more processes
     return learn
 
 # %% ../nbs/08_convert.ipynb #8d9f2f41
@@ -113,7 +115,9 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
     spec, needed = task.data.input_spec(learn), task.data.files(learn, folder)
     reader = READERS[spec.kind](spec, lambda name: needed[name].read_bytes())
     good, bad = [], []
-    for item in islice(Inputs([str(folder / "inputs")], spec), 512):
+    given = folder / "inputs"  # a table there is one of texts, and of pictures nothing
+    paths = sorted(given.iterdir()) if spec.kind == "text" else [given]
+    for item in islice(Inputs([*map(str, paths)], spec), 512):
         content = item.content
         try:
             if isinstance(content, Path):
@@ -122,7 +126,8 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
                 read = reader.from_strings(content)
             else:
                 read = reader.from_json(content, item.name)
-            reader.read(read)
+            if reader.read(read)[1] is True:
+                raise InputError(f"{item.name}: is longer than {spec.max_tokens} tokens")
             good.append(content if spec.kind == "image" else read)
         except InputError as e:
             bad.append(str(e))

@@ -293,7 +293,7 @@ class Inspection:
         counted = ", ".join(f"{t} {tops.count(t)}" for t in sorted(set(tops)))
         return [
             ("file", f"{self.name}, {self.bytes} bytes, sha256 {self.sha256}"),
-            *(("unusual", s) for s in self.strange[:20]),
+            *(("unusual", s if len(s) < 400 else f"{s[:400]} …") for s in self.strange[:20]),
             *[("unusual", f"and {len(self.strange) - 20} more")][: len(self.strange) > 20],
             *(("brings code", f) for f in self.functions[:20]),
             *[("brings code", f"and {len(self.functions) - 20} more")][: len(self.functions) > 20],

@@ -6,12 +6,14 @@
 __all__ = ['TextReader']
 
 # %% ../nbs/07_text.ipynb #f4168edf
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .bundle import BundleError, InputError, TextInput
+from .words import Words
 
 # %% ../nbs/07_text.ipynb #ba5bcc72
 def _checked(text: Any, place: str, index: int = 0) -> str:
@@ -29,6 +31,22 @@ def _checked(text: Any, place: str, index: int = 0) -> str:
     return text
 
 # %% ../nbs/07_text.ipynb #1c79cc27
+def _pieces(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _words(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
+    return Words(json.loads(content), spec.pad)
+
+
+_FORMS = {"tokenizers": _pieces, "words": _words}
+
+
 class TextReader:
     "Reads texts for a graph: a text becomes int64, one number a token."
 
@@ -42,16 +60,13 @@ class TextReader:
         spec: TextInput,  # the manifest's
         files: Callable[[str], bytes],  # of the bundle
     ):
-        from tokenizers import Tokenizer
-
         self.spec = spec
+        form = _FORMS[spec.form]
         try:
-            self.tokenizer = Tokenizer.from_buffer(files(spec.tokenizer))
+            self.numbers = form(files(spec.tokenizer), spec)
         except ValueError as e:
-            said = f"{spec.tokenizer} is no tokenizer that this library tokenizers reads: {e}"
+            said = f"{spec.tokenizer} is nothing that {spec.form} reads: {e}"
             raise BundleError(said, [spec.tokenizer]) from e
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
 
     def read(
         self,
@@ -62,7 +77,7 @@ class TextReader:
     ) -> tuple[np.ndarray, bool]:
         "Return the tokens, and whether some were cut off; raise `InputError`."
         text, most = _checked(data, "the text", index), self.spec.max_characters
-        ids = self.tokenizer.encode(text[:most], add_special_tokens=False).ids
+        ids = self.numbers(text[:most])
         cut = len(ids) > self.spec.max_tokens or (most is not None and len(text) > most)
         return np.array(ids[: self.spec.max_tokens] or [self.spec.pad], np.int64), cut
 

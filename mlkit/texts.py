@@ -10,6 +10,7 @@ __all__ = ['Columns', 'find_columns', 'kind_of', 'Text', 'read_texts', 'Audit', 
 # %% ../nbs/02_texts.ipynb #6bafd413
 import copy
 import hashlib
+import json
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from torch import nn
 
 import mlkit.express as express
 import mlkit.preprocess as preprocess
+import mlkit.ulmfit as ulmfit
 from .bundle import TextInput
 from .cache import Tokens
 from .config import DataSettings, Settings, SettingsError, nearest
@@ -489,6 +491,8 @@ def network(
     learn: Learner,
 ) -> nn.Module:
     "Return the network that takes tokens and gives what the graph gives."
+    if ulmfit.is_ulmfit(learn.model):
+        return nn.Sequential(ulmfit.Recurrent(learn.model), express.activation(learn))
     model = copy.deepcopy(learn.model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.EmbeddingBag):
@@ -501,21 +505,34 @@ def network(
     return nn.Sequential(model, express.activation(learn))
 
 
+_MOST = 4096  # words of a text, for a Learner of fastai's that reads them all
+
+
+def _transforms(learn: Learner) -> list[Any]:
+    lists = getattr(learn.dls.valid_ds, "tls", [None])
+    return list(getattr(getattr(lists[0], "tfms", None), "fs", []))
+
+
 def input_spec(
     learn: Learner,  # for texts
 ) -> TextInput:
     "Return the preprocessing of `learn` as data; raise `ExportError` naming the part that cannot be said."
-    lists = getattr(learn.dls.valid_ds, "tls", [None])
-    transforms = list(getattr(getattr(lists[0], "tfms", None), "fs", []))
+    transforms = _transforms(learn)
     found = [t for t in transforms if isinstance(getattr(t, "byte_pairs", None), Tokenizer)]
     if not any(isinstance(t, Numericalize) for t in transforms):
         name = type(learn.dls.valid_ds).__name__
         raise OtherInputs(
             f"the Learner's inputs are {name} without a Numericalize, so no texts", "inputs"
         )
+    if not found and any(isinstance(t, Joined) for t in transforms):
+        ulmfit.words_of(transforms)  # what cannot be said is named
+        pad = learn.model[0].pad_idx if ulmfit.is_ulmfit(learn.model) else 1
+        most = {"max_tokens": _MOST, "max_characters": _CHARACTERS * _MOST}
+        return TextInput(tokenizer="words.json", form="words", pad=pad, **most)
     if len(found) != 1:
         raise ExportError(
-            "the Learner's inputs are no texts that a tokenizer of the library tokenizers reads; make its DataBlock with mlkit.texts.text_block",
+            "the Learner's inputs are no texts that fastai's Tokenizer or one of the library tokenizers reads; make its DataBlock with "
+            "fastai's TextBlock or mlkit.texts.text_block",
             "tokenizer",
         )
     tokenizer = found[0].byte_pairs
@@ -531,9 +548,14 @@ def files(
     folder: Path,  # to write them into
 ) -> dict[str, Path]:
     "Write the tokenizer; return it by its name in the bundle."
-    name = input_spec(learn).tokenizer
-    learn.dls.valid_ds.byte_pairs.save(str(folder / name))
-    return {name: folder / name}
+    spec = input_spec(learn)
+    path = folder / spec.tokenizer
+    if spec.form == "words":
+        said = json.dumps(ulmfit.words_of(_transforms(learn)), ensure_ascii=False)
+        path.write_text(said, encoding="utf-8")
+    else:
+        learn.dls.valid_ds.byte_pairs.save(str(path))
+    return {spec.tokenizer: path}
 
 
 def vocab(
@@ -570,8 +592,17 @@ def examples(
     part: str,  # train or valid
 ) -> list[str]:
     "Return the texts of that part, in order."
-    dataset = learn.dls.train_ds if part == "train" else learn.dls.valid_ds
-    return [item[0] if isinstance(item, tuple) else item for item in dataset.items]
+    items = (learn.dls.train_ds if part == "train" else learn.dls.valid_ds).items
+    if isinstance(items, pd.DataFrame):
+        raise ExportError(
+            "fastai has made words of the texts and keeps their words alone; give examples=, a list of texts such as it is meant for",
+            "examples",
+        )
+    return [_text(item[0] if isinstance(item, tuple) else item) for item in items]
+
+
+def _text(item: str | Path) -> str:
+    return item.read_text(encoding="utf-8") if isinstance(item, Path) else item
 
 
 def sent(
@@ -586,4 +617,5 @@ def answers(
     items: Sequence[str],
 ) -> np.ndarray:
     "Return what `learn` says of the texts, as the graph would."
-    return express.answers(learn, learn.dls.test_dl(list(items)))
+    alone = {"bs": 1} if ulmfit.is_ulmfit(learn.model) else {}  # its neighbours matter
+    return express.answers(learn, learn.dls.test_dl(list(items), **alone))

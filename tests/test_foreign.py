@@ -27,6 +27,7 @@ import json, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.tabular.all import *
+from fastai.text.all import *
 from fastai.vision.all import *
 
 warnings.simplefilter("ignore")
@@ -48,7 +49,7 @@ def fit(learn, file):
 
 answers = {}
 dls = ImageDataLoaders.from_folder(
-    "pictures", valid_pct=0.25, seed=1, item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=3, num_workers=0
+    "pictures", valid_pct=0.25, seed=1, item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=3, num_workers=1
 )
 learn = vision_learner(dls, "test_resnet", pretrained=False, metrics=accuracy)
 with fit(learn, "picture.pkl"):
@@ -68,6 +69,17 @@ for target, block in (("well", CategoryBlock()), ("price", RegressionBlock())):
     learn = tabular_learner(rows.dataloaders(bs=16), layers=[8])
     with fit(learn, f"{target}.pkl"):
         answers[target] = [learn.predict(row)[2].tolist() for _, row in pd.read_csv("rows.csv").head(8).iterrows()]
+said = {"sea": "The harbour isn't far: tide, mast & ANCHOR!", "sky": "A comet (so so so so far) and its U.S. telescope..."}
+rows = [(" ".join(chance.permutation(text.split())), topic) for topic, text in said.items() for _ in range(20)]
+texts = pd.DataFrame(rows, columns=["text", "topic"])
+texts.text.iloc[::4].to_csv("texts.csv", index=False)
+dls = TextDataLoaders.from_df(texts, text_col="text", label_col="topic", bs=8, seed=1)
+learn = text_classifier_learner(
+    dls, AWD_LSTM, config={"emb_sz": 8, "n_hid": 12, "n_layers": 2}, pretrained=False, metrics=accuracy, lin_ftrs=[6]
+)
+with fit(learn, "text.pkl"):
+    asked = [*texts.text[::7], "Nothing of THAT was there :)"]
+    answers["text"] = {text: dict(zip(dls.vocab[1], learn.predict(text)[2].tolist())) for text in asked}
 Path("answers.json").write_text(json.dumps(answers))
 assert not any(m.partition(".")[0] == "mlkit" for m in sys.modules)
 """
@@ -91,7 +103,8 @@ def mlkit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 def served(made: Path, tmp_path_factory: pytest.TempPathFactory):
     "A server of all that was imported."
     models = tmp_path_factory.mktemp("models")
-    for name, inputs in (("picture", "pictures"), ("well", "rows.csv"), ("price", "rows.csv")):
+    exports = {"picture": "pictures", "well": "rows.csv", "price": "rows.csv", "text": "texts.csv"}
+    for name, inputs in exports.items():
         done = mlkit(
             "models", "import", f"{name}.pkl", "--trust", "--inputs", inputs, "--set", f"paths.models={models}", cwd=made
         )  # fmt: skip
@@ -113,6 +126,15 @@ def test_pictures_are_answered_as_by_their_own_learner(made: Path, served) -> No
         ).json()
         ours = reply["predictions"][0]["probabilities"]
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_texts_are_answered_as_by_their_own_learner(made: Path, served) -> None:
+    theirs = json.loads((made / "answers.json").read_text())["text"]
+    reply = httpx.post(
+        f"{served.url}/v1/models/text/predict", json={"instances": [{"text": t} for t in theirs]}
+    ).json()
+    for ours, expected in zip(reply["predictions"], theirs.values(), strict=True):
+        assert ours["probabilities"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_table_shows_an_example_that_it_takes(served) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import test_api
 import test_fleet
+import test_serve
 from conftest import Server, make_bundle
 from test_serve import (  # noqa: F401
     LIME,
@@ -17,11 +18,9 @@ from test_serve import (  # noqa: F401
     RED,
     SOFTMAX,
     ask,
-    children,
     crowd,
     metric,
     slow,
-    test_a_second_signal_ends_it,
     test_a_version_that_cannot_be_taken_in_is_named,
     test_a_version_that_is_asked_for_is_the_one_that_answers,
     test_bodies_have_a_budget_together,
@@ -38,6 +37,7 @@ from mlkit.bundle import Golden
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own
 server, start = test_fleet.server, test_fleet.start
+http, local = test_api.http, test_api.local
 globals().update({name: getattr(test_api, name) for name in test_fleet.OF_ITS_OWN})
 
 
@@ -93,7 +93,8 @@ def test_a_node_is_lost_under_load_and_then_the_door(
     with start("ray.ongoing=1", "ray.at_once=3", root=root) as door, crowd(door, 6) as said:
         until(lambda: 3 in replicas(), 120)  # one of them on the node that will be lost
         raylet = lost.all_processes["raylet"][0].process.pid
-        for pid in [*children(raylet), raylet]:  # all of a node ends at once
+        workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+        for pid in [*map(int, workers), raylet]:  # all of a node ends at once
             os.kill(pid, signal.SIGKILL)
         cluster.remove_node(lost, allow_graceful=False)
         until(lambda: 3 not in replicas())
@@ -114,3 +115,7 @@ def test_a_replica_that_hangs_is_replaced(start: Callable, model_of: Callable) -
         assert ask(server).status_code == 504
         assert ask(server, LIME).status_code == 504
         until(lambda: ask(server, LIME).is_success)
+
+
+def test_a_second_signal_ends_it(start: Callable, model_of: Callable) -> None:
+    test_serve.test_a_second_signal_ends_it(1, start, model_of)
