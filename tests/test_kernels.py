@@ -100,14 +100,14 @@ GRID = [
     "source = 'pictures'\nlr = 0.1\nseed = 1",
     """
 from mlkit.config import load_settings
-from mlkit.preprocess import audit
 from mlkit.runs import Run
 settings = load_settings(source=source)
 with Run.start(settings) as run:
-    run.log("data", fingerprint=audit(source, settings).fingerprint)
     run.log("metrics", accuracy=1 - lr)
     if lr > 0.5:
         raise ValueError("too fast")
+    from mlkit.preprocess import audit
+    run.log("data", fingerprint=audit(source, settings).fingerprint)
 """,
 ]
 
