@@ -38,8 +38,8 @@ import mlkit.express as express
 from .bundle import Category, Column, Number, TableInput
 from .config import Settings, SettingsError
 from .express import ExportError, OtherInputs
+from .preprocess import HELD, DataError, find_mount, part_of
 from .preprocess import SUFFIXES as PICTURES
-from .preprocess import DataError, find_mount
 from .table import DATE_PARTS, is_missing
 
 # %% ../nbs/02_columns.ipynb #1a560b3e
@@ -238,7 +238,7 @@ def find_goal(
     elif named:
         targets, why = (named[0],), f"target {named[0]!r}: by its name; data.target says another"
     else:
-        targets = (frame.columns[-1],)
+        targets = ([c for c in frame.columns if c != HELD][-1],)
         why = f"target {targets[0]!r}: the last column; data.target says another"
     kind, because = _kind_of_goal(frame, targets, settings.data.task)
     if kind == "classification":
@@ -471,6 +471,8 @@ def audit(
         _check_columns(frame, f"data.{key}", names)
     others = [c for c in frame if c not in goal.targets]
     left = {c: "as data.ignore says" for c in ignore if c in others}
+    if HELD in others:
+        left.setdefault(HELD, _PARTS)
     if data.group:
         left.setdefault(data.group, "it groups the rows of the split")
     found = {c: _useless(frame[c], c) for c in others if c not in left and c not in keep}
@@ -488,6 +490,9 @@ def audit(
             f"no column is left to learn from ({said}); name one that is to stay in data.keep"
         )
     return Audit(_called(source).strip("'"), frame, goal, left, alone)
+
+
+_PARTS = "it says which rows are held out"
 
 
 def _useless(values: pd.Series, name: str) -> str | None:
@@ -583,6 +588,12 @@ def split(
             _latest(found.frame[data.time].loc[rows.index], data),
             f"the latest by {data.time}",
         )
+    elif found.left_out.get(HELD) == _PARTS and not data.group:
+        parts = found.frame[HELD].loc[rows.index].items()
+        held = np.array(
+            [part_of(part, f"{found.source}, row {i + 1}") == "valid" for i, part in parts]
+        )
+        how = f"as the column {HELD} says"
     else:
         names = [data.group] if data.group else sorted(found.features)
         units = _hashes(found.frame.loc[rows.index, names])
