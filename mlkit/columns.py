@@ -430,7 +430,7 @@ class Audit:
         rows += [
             ("missing values", ", ".join(f"{c} ({n})" for c, n in gaps.items()) or "none"),
             ("many different words", ", ".join(f"{c} ({n})" for c, n in wide.items()) or "none"),
-            ("duplicates", f"{self.duplicates} (never on both sides of the split)"),
+            ("duplicates", f"{self.duplicates} (split by content, they are never on both sides)"),
             ("rows without a target", str(len(self.quarantine)) if self.quarantine else "none"),
         ]
         return [*rows, ("fingerprint", self.fingerprint[:16])]
@@ -471,8 +471,9 @@ def audit(
         _check_columns(frame, f"data.{key}", names)
     others = [c for c in frame if c not in goal.targets]
     left = {c: "as data.ignore says" for c in ignore if c in others}
-    if HELD in others:
-        left.setdefault(HELD, _PARTS)
+    if HELD in others and HELD not in keep:
+        other = "group" if data.group else "time" if data.time else ""
+        left.setdefault(HELD, f"data.{other} says which rows are held out" if other else _PARTS)
     if data.group:
         left.setdefault(data.group, "it groups the rows of the split")
     found = {c: _useless(frame[c], c) for c in others if c not in left and c not in keep}
@@ -493,6 +494,12 @@ def audit(
 
 
 _PARTS = "it says which rows are held out"
+
+
+def _part(value: Any, where: str) -> str:
+    if pd.isna(value):
+        raise DataError(f"{where}: {HELD} is empty; it may be 0 or 1")
+    return part_of(to_label(value), where)
 
 
 def _useless(values: pd.Series, name: str) -> str | None:
@@ -581,17 +588,17 @@ def split(
     settings: Settings,  # `data.valid`, `data.group`, `data.time`, `data.min_examples`, `train.seed`
 ) -> Split:
     "Return the split of the rows; raise `DataError` when there is too little."
-    rows, data = found.usable, settings.data
+    rows, data, own = found.usable, settings.data, False
     _check_enough(found, data.min_examples)
     if data.time:
         held, how = (
             _latest(found.frame[data.time].loc[rows.index], data),
             f"the latest by {data.time}",
         )
-    elif found.left_out.get(HELD) == _PARTS and not data.group:
+    elif own := found.left_out.get(HELD) == _PARTS:
         parts = found.frame[HELD].loc[rows.index].items()
         held = np.array(
-            [part_of(part, f"{found.source}, row {i + 1}") == "valid" for i, part in parts]
+            [_part(part, f"{found.source}, row {i + 1}") == "valid" for i, part in parts]
         )
         how = f"as the column {HELD} says"
     else:
@@ -612,9 +619,16 @@ def split(
     ]
     valid = valid.dropna(subset=odd)
     if not len(train) or not len(valid):
+        remedy = f"the column {HELD}" if own else "data.valid, data.group or data.time"
         raise DataError(
-            f"{found.source!r}: {len(train)} rows would teach and {len(valid)} judge; change data.valid, data.group or data.time"
+            f"{found.source!r}: {len(train)} rows would teach and {len(valid)} judge; change {remedy}"
         )
+    if own and found.goal.kind == "classification":
+        taught = set(train[found.goal.targets[0]].map(to_label))
+        if lost := [label for label in found.labels if label not in taught]:
+            raise DataError(
+                f"{found.source!r}: by its column {HELD} no row of {', '.join(lost[:10])} is there to learn from"
+            )
     return Split(train, valid, found.labels, found.fingerprint, found.goal, found.left_out, how)
 
 

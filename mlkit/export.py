@@ -35,17 +35,17 @@ def write_onnx(
     data: ModuleType,  # its kind of data, such as `mlkit.pictures`
 ) -> None:
     "Write the network and what the loss implies as ONNX; raise `ExportError` when torch cannot export it."
-    network, example = copy.deepcopy(data.network(learn)).cpu().float().eval(), data.example(learn)
     quiet = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
     levels = [log.level for log in quiet]
     try:
+        network = copy.deepcopy(data.network(learn)).cpu().float().eval()
         for log in quiet:
             log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network,
-                (example,),
+                (data.example(learn),),
                 str(path),
                 input_names=["inputs"],
                 output_names=["outputs"],
@@ -54,6 +54,8 @@ def write_onnx(
                 external_data=False,
                 verbose=False,
             )
+    except ExportError:
+        raise
     except Exception as e:  # the exporter's errors share no root, and are pages long
         cause, own = e.__cause__ or e, type(learn.model).__name__
         said = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"

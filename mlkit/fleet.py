@@ -304,8 +304,9 @@ class Fleet:
         predictor.trouble = trouble
 
         def ended() -> None:
-            self.ending.append(threading.Thread(target=self.end, args=(name,)))
-            self.ending[-1].start()
+            thread = threading.Thread(target=self.end, args=(name,))
+            self.ending = [*(t for t in self.ending if t.is_alive()), thread]
+            thread.start()
 
         limit, seconds = api.queue * self._most(), api.predict_seconds + 2
         return Served(version, predictor, _Away(handle, self.loop, limit, seconds, ended))

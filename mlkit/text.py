@@ -6,7 +6,6 @@
 __all__ = ['TextReader']
 
 # %% ../nbs/07_text.ipynb #f4168edf
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ def _pieces(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
 
 
 def _words(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
-    return Words(json.loads(content), spec.pad)
+    return Words(content, spec.pad)
 
 
 _FORMS = {"tokenizers": _pieces, "words": _words}
@@ -77,7 +76,10 @@ class TextReader:
     ) -> tuple[np.ndarray, bool]:
         "Return the tokens, and whether some were cut off; raise `InputError`."
         text, most = _checked(data, "the text", index), self.spec.max_characters
-        ids = self.numbers(text[:most])
+        try:
+            ids = self.numbers(text[:most])
+        except ValueError as e:  # &#1111… of 5,000 digits
+            raise InputError(f"the text: cannot be read: {e}", kind="invalid", index=index) from e
         cut = len(ids) > self.spec.max_tokens or (most is not None and len(text) > most)
         return np.array(ids[: self.spec.max_tokens] or [self.spec.pad], np.int64), cut
 

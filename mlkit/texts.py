@@ -29,6 +29,7 @@ from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.text.core import PAD
 from fastai.text.core import Tokenizer as Joined
 from fastai.text.data import Numericalize, SortedDL, pad_input
 from fastai.torch_core import set_seed
@@ -53,6 +54,7 @@ from mlkit.preprocess import (
     find_mount,
     part_of,
 )
+from .words import Words
 
 # %% ../nbs/02_texts.ipynb #168d44d7
 _TABLES = {".csv", ".tsv", ".parquet"}
@@ -525,8 +527,19 @@ def input_spec(
             f"the Learner's inputs are {name} without a Numericalize, so no texts", "inputs"
         )
     if not found and any(isinstance(t, Joined) for t in transforms):
-        ulmfit.words_of(transforms)  # what cannot be said is named
-        pad = learn.model[0].pad_idx if ulmfit.is_ulmfit(learn.model) else 1
+        vocab = ulmfit.words_of(transforms)["vocab"]  # what cannot be said is named
+        if not ulmfit.is_ulmfit(learn.model):
+            name = type(learn.model).__name__
+            raise ExportError(
+                f"what the network {name} makes of the padding of fastai's TextBlock is not known; text_classifier_learner's AWD_LSTM is taken, "
+                "or texts by mlkit.texts.text_block",
+                name,
+            )
+        if vocab[pad := learn.model[0].pad_idx] != PAD:
+            raise ExportError(
+                f"the word {vocab[pad]!r} of the vocabulary has the number of the padding, {pad}, and fastai does not read it",
+                "vocab",
+            )
         most = {"max_tokens": _MOST, "max_characters": _CHARACTERS * _MOST}
         return TextInput(tokenizer="words.json", form="words", pad=pad, **most)
     if len(found) != 1:
@@ -598,11 +611,14 @@ def examples(
             "fastai has made words of the texts and keeps their words alone; give examples=, a list of texts such as it is meant for",
             "examples",
         )
-    return [_text(item[0] if isinstance(item, tuple) else item) for item in items]
-
-
-def _text(item: str | Path) -> str:
-    return item.read_text(encoding="utf-8") if isinstance(item, Path) else item
+    if not isinstance(items[0], Path):
+        return [item[0] if isinstance(item, tuple) else item for item in items]
+    texts = [path.read_text(encoding="utf-8") for path in items]
+    read = Words(json.dumps(ulmfit.words_of(_transforms(learn))).encode(), 1)
+    short = [
+        t for t in texts if t.strip() and len(t) <= _CHARACTERS * _MOST
+    ]  # what a server reads whole
+    return [t for t in short if len(read(t)) <= _MOST]
 
 
 def sent(

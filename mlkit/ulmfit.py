@@ -6,6 +6,7 @@
 __all__ = ['said_by_spacy', 'words_of', 'is_ulmfit', 'Lstm', 'Recurrent']
 
 # %% ../nbs/02_ulmfit.ipynb #ec69beeb
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,12 @@ def said_by_spacy(
         "token": found.token_match,
         "url": found.url_match,
     }
+    for kind, use in uses.items():
+        if use and not isinstance(getattr(use, "__self__", None), re.Pattern):
+            raise ExportError(
+                f"spaCy's tokenizer finds its {kind} by a function of somebody's own, and a bundle holds no program",
+                kind,
+            )
     patterns = {k: (use.__self__.pattern, use.__self__.flags) for k, use in uses.items() if use}
     return {"exceptions": exceptions, "patterns": patterns}
 
@@ -62,7 +69,7 @@ def words_of(
                 f"the rule {name} of the tokenizer is none of fastai's; a bundle holds no program, so train without it",
                 name,
             )
-    if isinstance(tokenizer.tok, SpacyTokenizer):
+    if type(tokenizer.tok) is SpacyTokenizer:
         split = said_by_spacy(tokenizer.tok)
     elif type(tokenizer.tok) is BaseTokenizer:
         split = {"at": tokenizer.tok.split_char}

@@ -42,6 +42,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores: threads would w
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "A file stays with one worker, as its fixtures do, and so do all that share the cluster."
     for item in items:

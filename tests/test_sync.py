@@ -35,7 +35,7 @@ ROOMS = {
     "express": {"config"},
     "pictures": {"config", "preprocess", "model", "express", "bundle"},
     "ulmfit": {"express", "words"},
-    "texts": {"config", "preprocess", "cache", "express", "bundle", "ulmfit"},
+    "texts": {"config", "preprocess", "cache", "express", "bundle", "ulmfit", "words"},
     "columns": {"config", "preprocess", "express", "bundle", "table"},
     "measure": {"config", "bundle"},
     "labelsets": {"bundle", "evaluate"},
