@@ -40,16 +40,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores: threads would w
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "A file stays with one worker, as its fixtures do, and so do all that share the cluster."
-    for item in items:
-        group = "ray" if item.path.stem.startswith(("test_ray", "test_fleet")) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 GRAPH = """
 <ir_version: 8, opset_import: ["" : 13]>
 color (float[n, 3, 8, 8] x) => (float[n, 3] p) {{
