@@ -496,12 +496,6 @@ def audit(
 _PARTS = "it says which rows are held out"
 
 
-def _part(value: Any, where: str) -> str:
-    if pd.isna(value):
-        raise DataError(f"{where}: {HELD} is empty; it may be 0 or 1")
-    return part_of(to_label(value), where)
-
-
 def _useless(values: pd.Series, name: str) -> str | None:
     count, kind = values.nunique(), type_of(values)
     if values.nunique(dropna=False) <= 1:
@@ -588,19 +582,19 @@ def split(
     settings: Settings,  # `data.valid`, `data.group`, `data.time`, `data.min_examples`, `train.seed`
 ) -> Split:
     "Return the split of the rows; raise `DataError` when there is too little."
-    rows, data, own = found.usable, settings.data, False
+    rows, data, own = found.usable, settings.data, found.left_out.get(HELD) == _PARTS
     _check_enough(found, data.min_examples)
-    if data.time:
+    if own:
+        parts = found.frame[HELD].loc[rows.index].items()
+        held = np.array(
+            [part_of(part, f"{found.source}, row {i + 1}") == "valid" for i, part in parts]
+        )
+        how = f"as the column {HELD} says"
+    elif data.time:
         held, how = (
             _latest(found.frame[data.time].loc[rows.index], data),
             f"the latest by {data.time}",
         )
-    elif own := found.left_out.get(HELD) == _PARTS:
-        parts = found.frame[HELD].loc[rows.index].items()
-        held = np.array(
-            [_part(part, f"{found.source}, row {i + 1}") == "valid" for i, part in parts]
-        )
-        how = f"as the column {HELD} says"
     else:
         names = [data.group] if data.group else sorted(found.features)
         units = _hashes(found.frame.loc[rows.index, names])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from fastai.data.block import (
     CategoryBlock,
     DataBlock,
@@ -235,7 +236,10 @@ def part_of(
     "Return train, valid or nothing; raise `DataError`."
     if value is None:
         return ""
-    if (said := str(value).strip().lower()) not in (known := ("0", "1", "false", "true")):
+    if pd.isna(value):
+        raise DataError(f"{where}: {HELD} is empty; it may be 0 or 1")
+    said = str(value).strip().lower().removesuffix(".0")  # a column with gaps holds floats
+    if said not in (known := ("0", "1", "false", "true")):
         raise DataError(f"{where}: {HELD} is {value!r}; it may be {', '.join(known)}")
     return "valid" if said in ("1", "true") else "train"
 

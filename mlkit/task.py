@@ -171,8 +171,8 @@ def task_of(
                 others.append(str(e))
     if not others:
         raise ExportError(f"no task has {kind} as output", kind)
-    if near := [task.name for task in TASKS.values() if _knows(task, learn)]:
-        raise ExportError(f"inputs of {near[0]}, and {kind} as output: there is no such task", kind)
+    if near := next((task.name for task in TASKS.values() if _knows(task, learn)), None):
+        raise ExportError(f"inputs of {near}, and {kind} as output: there is no such task", kind)
     raise ExportError(
         f"no kind of data knows these inputs: {'; '.join(dict.fromkeys(others))}", "data"
     )

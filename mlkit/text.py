@@ -30,7 +30,7 @@ def _checked(text: Any, place: str, index: int = 0) -> str:
     return text
 
 # %% ../nbs/07_text.ipynb #1c79cc27
-def _pieces(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
+def _pieces(content: bytes, pad: int) -> Callable[[str], list[int]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_buffer(content)
@@ -39,11 +39,7 @@ def _pieces(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _words(content: bytes, spec: TextInput) -> Callable[[str], list[int]]:
-    return Words(content, spec.pad)
-
-
-_FORMS = {"tokenizers": _pieces, "words": _words}
+_FORMS = {"tokenizers": _pieces, "words": Words}
 
 
 class TextReader:
@@ -60,9 +56,8 @@ class TextReader:
         files: Callable[[str], bytes],  # of the bundle
     ):
         self.spec = spec
-        form = _FORMS[spec.form]
         try:
-            self.numbers = form(files(spec.tokenizer), spec)
+            self.numbers = _FORMS[spec.form](files(spec.tokenizer), spec.pad)
         except ValueError as e:
             said = f"{spec.tokenizer} is nothing that {spec.form} reads: {e}"
             raise BundleError(said, [spec.tokenizer]) from e

@@ -611,13 +611,12 @@ def examples(
             "fastai has made words of the texts and keeps their words alone; give examples=, a list of texts such as it is meant for",
             "examples",
         )
-    if not isinstance(items[0], Path):
+    if not any(isinstance(item, Path) for item in items):
         return [item[0] if isinstance(item, tuple) else item for item in items]
     texts = [path.read_text(encoding="utf-8") for path in items]
     read = Words(json.dumps(ulmfit.words_of(_transforms(learn))).encode(), 1)
-    short = [
-        t for t in texts if t.strip() and len(t) <= _CHARACTERS * _MOST
-    ]  # what a server reads whole
+    # those that a server reads, and reads whole
+    short = [t for t in texts if t.strip() and len(t) <= _CHARACTERS * _MOST]
     return [t for t in short if len(read(t)) <= _MOST]
 
 

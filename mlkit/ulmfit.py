@@ -102,12 +102,9 @@ class Lstm(nn.Module):
         layer: Any,  # a WeightDropout around an LSTM
     ):
         super().__init__()
-        given = {
-            n.removeprefix("module.").removesuffix("_raw"): p.detach()
-            for n, p in layer.named_parameters()
-        }
+        given = dict(layer.module.named_parameters()) | {"weight_hh_l0": layer.weight_hh_l0_raw}
         kinds = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
-        weights, states, *biases = (_reordered(given[kind]) for kind in kinds)
+        weights, states, *biases = (_reordered(given[kind].detach()) for kind in kinds)
         self.weights = nn.ParameterList([weights[None], states[None], torch.cat(biases)[None]])
         self.size = layer.module.hidden_size
 

@@ -53,10 +53,8 @@ RULES: Mapping[str, Callable[[str], str]] = {
 }
 
 # %% ../nbs/07_words.ipynb #f90efaaa
-_SHORT, _LONG = (
-    64,
-    1000,
-)  # letters of a piece; of words that long a server does not ask at each step whether they are whole
+_SHORT = 64  # letters of a piece that is kept, and of an end that is looked at
+_LONG = 1000  # letters of a piece that is not asked at each step whether it is whole
 
 
 class Splitter:
