@@ -14,7 +14,9 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -123,6 +125,8 @@ def _problem(
 # %% ../nbs/10_api.ipynb #ff06e4cc
 _STATUS = {"unsupported": 415, "damaged": 422, "too_large": 413, "empty": 422, "invalid": 422}
 _STORM, _HELD = 50, 0.7  # refusals a second that are answered at once; seconds that others wait
+# bytes of a body up to which it is taken apart on the event loop: of JSON, forms and tensors; of an input as it is
+_SMALL, _LARGE = 1 << 14, 1 << 18
 
 
 class Service:
@@ -136,6 +140,7 @@ class Service:
     ):
         self.api, self.host = settings.api, Host(settings, models, holder)
         self.intake, self.metrics, self.gate = Intake(settings), Metrics(), Gate(settings)
+        self.readers = ThreadPoolExecutor(4, "mlkit-body")
         self.refusals, self.since = 0, 0.0
         self.loading: asyncio.Future | None = None  # from the start of the app
         self.host.observers.append(self._observe)
@@ -145,25 +150,33 @@ class Service:
         request: Request,
         name: str | None,  # of the model; None = the default
         parse: Callable[
-            [Request, Any], Callable[[bytes], Inputs]
-        ],  # looks at the headers first, with the model's reader
+            [Request, Any], tuple[Callable[[bytes], Inputs], bool]
+        ],  # looks at the headers, with the model's reader: how to read the body, and whether it is one input as it is
     ) -> tuple[Served, Done]:
         "Return the rows of a request's inputs, and what made them; raise `HTTPException`, `Busy`, …"
         slot = self.host.find(name)
         request.state.model = slot.ref.partition("@")[0]
         served = await self.host.get(slot, self.api.predict_seconds)
-        read = parse(request, served.predictor.reader)
+        read, raw = parse(request, served.predictor.reader)
         served.batcher.check()
         with self.intake.room() as room:
             body = await room.read(request)
-            if len(body) > 1 << 18:  # a large one is taken apart where nobody else waits for it
-                inputs = await asyncio.get_running_loop().run_in_executor(None, read, body)
-            else:
-                inputs = read(body)
+            aside = len(body) > (_LARGE if raw else _SMALL)
+            inputs = await self._taken_apart(read, body) if aside else read(body)
             del body
             if len(inputs) > self.api.max_inputs:
                 raise too_many(self.api.max_inputs)
             return await self._rows(request, slot, name or "", inputs)
+
+    async def _taken_apart(self, read: Callable[[bytes], Inputs], body: bytes) -> Inputs:
+        "Return the inputs of a body that others are not to wait for; raise 504."
+        seconds = self.api.predict_seconds
+        reading = asyncio.get_running_loop().run_in_executor(self.readers, read, body)
+        try:
+            return await asyncio.wait_for(reading, seconds)
+        except asyncio.TimeoutError as e:
+            said = f"the body could not be taken apart within {seconds:g} s; send fewer inputs"
+            raise HTTPException(504, said) from e
 
     async def _rows(
         self, request: Request, slot: Slot, name: str, inputs: Inputs
@@ -258,7 +271,8 @@ def _answer(served: Served, done: Done, top_k: int | None) -> dict[str, Any]:
 _LOG = logging.getLogger("mlkit.api")
 _ACCESS = logging.getLogger("mlkit.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LINGER = 2.0  # seconds
+_LINGER = 2.0  # seconds in which the rest of a body is thrown away, that the answer may arrive
+_REST = 0.3  # seconds in which a little rest may come, so that the connection can be kept
 _LITTLE = 1 << 20  # bytes of a declared body that are not worth a new connection
 _Message = MutableMapping[str, Any]
 
@@ -269,9 +283,10 @@ class _Exchange:
         self._receive, self._send, self.id, self.host, self.status = receive, send, id, host, 0
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0").decode("latin-1")
-        self.unread = declared != "0" or b"transfer-encoding" in headers
-        small = declared_length(declared) <= _LITTLE and b"transfer-encoding" not in headers
-        self.keeps = small and b"expect" not in headers
+        chunked, connection = b"transfer-encoding" in headers, scope["state"].get("connection")
+        self.unread = (declared != "0" or chunked) and not (connection and connection.whole)
+        self.little = declared_length(declared) <= _LITTLE and not chunked
+        self.little = self.little and b"expect" not in headers
 
     async def receive(self) -> _Message:
         message = await self._receive()
@@ -281,23 +296,25 @@ class _Exchange:
     async def send(self, message: _Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.keeps = self.keeps and self.status != 408
+            if self.little and self.status != 408:
+                await self.drain(_REST)
             headers = [*message["headers"], (b"x-request-id", self.id.encode())]
-            if (self.unread and not self.keeps) or self.host.draining:
+            if self.unread or self.host.draining:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
-        elif self.unread and not self.keeps and not message.get("more_body", False):
+        elif self.unread and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             message = {"type": "http.response.body", "body": b"", "more_body": False}
-            try:
-                await asyncio.wait_for(self.drain(), _LINGER)
-            except asyncio.TimeoutError:
-                pass
+            await self.drain(_LINGER)
         await self._send(message)
 
-    async def drain(self) -> None:
-        while self.unread:
-            await self.receive()
+    async def drain(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        try:
+            while self.unread:
+                await asyncio.wait_for(self.receive(), end - time.monotonic())
+        except asyncio.TimeoutError:
+            pass
 
 # %% ../nbs/10_api.ipynb #663de136
 _STRAIGHT = re.compile(r"/v1/(?:models/([^/]+)/)?predict")
@@ -545,6 +562,7 @@ def create_app(
         yield
         gauging.cancel()
         service.host.close()
+        service.readers.shutdown(wait=False, cancel_futures=True)
 
     shown = settings.api.docs
     app = FastAPI(
@@ -619,9 +637,17 @@ def _add_models(app: FastAPI, service: Service) -> None:
 async def _predict(
     service: Service, request: Request, name: str | None, top_k: int | None
 ) -> Response:
-    def parse(request: Request, reader: Any) -> Callable[[bytes], Inputs]:
+    def parse(request: Request, reader: Any) -> tuple[Callable[[bytes], Inputs], bool]:
         media, boundary = media_type(request, reader)
-        return lambda body: inputs_of(body, media, boundary, service.api.max_inputs, reader)
+        raw = media not in ("application/json", "multipart/form-data")
+        read = partial(
+            inputs_of,
+            media=media,
+            boundary=boundary,
+            limit=service.api.max_inputs,
+            reader=reader,
+        )
+        return read, raw
 
     served, done = await service.ask(request, name, parse)
 
@@ -727,7 +753,7 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         "Predict, with tensors in and out. In JSON a picture is base64, a row JSON, a text itself; in binary they are files."
         asked: list[v2.InferRequest] = []
 
-        def look(request: Request, reader: Any) -> Callable[[bytes], Inputs]:
+        def look(request: Request, reader: Any) -> tuple[Callable[[bytes], Inputs], bool]:
             length = v2.header_length(request)
 
             def read(body: bytes) -> Inputs:
@@ -735,7 +761,7 @@ def _add_v2(app: FastAPI, service: Service) -> None:
                 asked.append(parsed)
                 return inputs
 
-            return read
+            return read, False
 
         own = name if version is None else f"{name}@{version}"
         served, done = await service.ask(request, own, look)

@@ -494,6 +494,7 @@ def audit(
 
 
 _PARTS = "it says which rows are held out"
+_LARGEST = 1e150  # a number beyond it has no square
 
 
 def _useless(values: pd.Series, name: str) -> str | None:
@@ -502,9 +503,11 @@ def _useless(values: pd.Series, name: str) -> str | None:
         return "it never changes"
     if kind == "text" and count >= 20 and count > 0.9 * values.notna().sum():
         return f"it names the row: {count} different words in {len(values)} rows"
+    if kind == "number" and values.abs().max() > _LARGEST:
+        return f"it holds numbers beyond {_LARGEST:g}, whose spread cannot be computed; take logarithms"
     each = values.dtype == "int64" and count > 0.9 * len(values)  # rows may be there twice
-    in_turn = count >= 20 and values.max() - values.min() == count - 1
-    if each and (in_turn or _IDENTIFIER.search(name)):
+    in_turn = each and count >= 20 and values.max() - values.min() == count - 1
+    if in_turn or (each and _IDENTIFIER.search(name)):
         return "it numbers the rows"
     return None
 
@@ -523,7 +526,8 @@ def _alone(frame: pd.DataFrame, name: str, goal: Goal) -> float:
         values = pd.Series(pd.factorize(values.astype(str))[0], index=values.index)
     if type_of(values) == "date":
         values = (values - pd.Timestamp(0)) / pd.Timedelta(days=1)
-    x = values.to_numpy(float)[:, None]
+    # a tree asks for the order alone, in float32, which holds neither 1e300 nor large numbers that differ little
+    x = values.astype(float).rank(method="dense").to_numpy()[:, None]
     y = y.to_numpy(float) if regression else pd.factorize(y.map(to_label))[0]
     if len(y) < 30:
         return 0.0

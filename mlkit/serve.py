@@ -15,7 +15,6 @@ import logging.handlers
 import multiprocessing
 import os
 import queue
-import re
 import signal
 import socket
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -75,6 +75,7 @@ _BACKLOG = 1.0  # seconds for the request of one who was accepted at the very en
 
 
 class _Protocol(HttpToolsProtocol):
+    # the bytes of a connection go to the parser as they come: who edits them may move where a body ends
     header_seconds = 5.0
     timer: asyncio.TimerHandle | None = None
     unread: asyncio.TimerHandle | None = None
@@ -107,8 +108,10 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():  # its body would be taken for the next request
-            return self.send_400_response("Upgrades are not taken.")
+        if self.parser.get_method() == b"CONNECT":  # what follows is for nobody here
+            raise httptools.HttpParserError("no tunnels")
+        if self.parser.should_upgrade():  # declined: see `_parse`
+            return
         self.timer = self.timer and self.timer.cancel()
         self.scope["state"]["connection"] = self
         super().on_headers_complete()
@@ -118,24 +121,37 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        if self.timer:  # a refused body came to its end: now the next head is waited for
-            self.timer.cancel()
-            self._expect_head()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         if self.timer is None and self.idle:
             self._expect_head()
-        if self.idle and b"pgrade" in data:
-            data = _without_upgrade(data)
         self.head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            return self.send_400_response("Invalid HTTP request received.")
         if self.head <= _HEAD or self.transport.is_closing():
             return
         if self.idle:
             self.send_400_response("The headers are too large.")
         else:
             self.transport.close()
+
+    def _parse(self, data: memoryview) -> None:
+        while len(data):
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as e:  # it stopped behind the head, whatever follows
+                self.parser.feed_data(self._head_without_upgrade())
+                data = data[e.args[0] :]
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(kept))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -158,10 +174,6 @@ class _Protocol(HttpToolsProtocol):
         if self.on_lost:
             self.on_lost()
 
-
-def _without_upgrade(data: bytes) -> bytes:
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return re.sub(rb"(?i)\r\nupgrade:", b"\r\nx-upgrade:", head) + end + rest
 
 # %% ../nbs/10_serve.ipynb #f2c62c58
 class _Server(uvicorn.Server):
@@ -212,6 +224,8 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.service.host.draining:
             self.should_exit = self.force_exit = True
+        else:
+            _end_after(_GRACE)
         self.service.host.draining = True
         self.ends_at = time.monotonic() + (self.drain if sig == signal.SIGTERM else 0)
 
@@ -338,10 +352,18 @@ _GRACE = 18.0  # seconds from SIGTERM until a worker that has not ended is kille
 _YOUNG = 5.0  # seconds; a worker that dies younger died of how it was started
 
 
+def _end_after(seconds: float) -> None:
+    "End the process then, whatever still runs: a thread that is waited for, a log that nobody reads."
+    last = threading.Timer(seconds, os._exit, [0])
+    last.daemon = True
+    last.start()
+
+
 def _leave_the_hanging() -> None:
-    # an engine that is taken down while a pass hangs in it would abort the process
+    # an engine that is taken down while a pass hangs in it would abort the process; Python would wait for the others
     end = time.monotonic() + 1
-    for thread in [t for t in threading.enumerate() if t.name == "mlkit-batcher"]:
+    ours = ("mlkit-batcher", "mlkit-body")
+    for thread in [t for t in threading.enumerate() if t.name.startswith(ours)]:
         thread.join(max(0.0, end - time.monotonic()))
         if thread.is_alive():
             sys.stdout.flush()

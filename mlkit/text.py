@@ -48,7 +48,7 @@ class TextReader:
     media = ("application/json", "text/plain")
     form = '{"text": "…"}'
     name = "text"  # of the tensor in the Open Inference Protocol
-    commas = None  # a text has as many as it likes
+    commas = 1000  # beside those in the text there should be none: so many are told what is wrong with them
 
     def __init__(
         self,

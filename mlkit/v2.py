@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .bundle import InputError, Manifest
-from .intake import Inputs, complaint, parsed, too_many, unencoded
+from .intake import Inputs, complaint, has_more_commas, parsed, too_many, unencoded
 
 # %% ../nbs/10_v2.ipynb #82df5cbf
 LENGTH = "Inference-Header-Content-Length"
@@ -81,7 +81,7 @@ def parse(
     if length is not None and length > len(body):
         raise HTTPException(400, f"{LENGTH} is {length}, and the body has {len(body)} bytes")
     text, rest = body[:length], body[len(body) if length is None else length :]
-    if reader.commas is not None and text.count(b",") > (reader.commas + 4) * limit + 100:
+    if has_more_commas(text, (reader.commas + 4) * limit + 100):
         raise too_many(limit)
     try:
         asked = InferRequest.model_validate(parsed(text))

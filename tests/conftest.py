@@ -263,6 +263,13 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def all_kinds(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    "A server of it, with the default settings."
+    with running(kinds, tmp_path_factory.mktemp("all-kinds")) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     "Three nodes of Ray, of one processor each, on this machine."
     from ray.cluster_utils import Cluster

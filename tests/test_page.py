@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import SOFTMAX, Server, make_bundle, picture, running
+from conftest import SOFTMAX, Server, make_bundle, picture
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
@@ -206,12 +206,6 @@ def test_on_a_phone_light_and_dark(
 
 
 # ---------------------------------------------------------------- other inputs, other answers
-
-
-@pytest.fixture(scope="module")
-def all_kinds(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(kinds, tmp_path_factory.mktemp("server")) as one:
-        yield one
 
 
 @pytest.fixture

@@ -133,18 +133,84 @@ def test_trailers_without_end_are_cut_off(start: Callable) -> None:
         assert ask(server).is_success
 
 
-def test_the_rest_of_a_refused_body_is_no_head(server: Server) -> None:
+def answers_to(server: Server, *sent: bytes, pause: float = 0.0) -> list[bytes]:
+    "The statuses on one connection, until the server closes it or all is answered and nothing more comes."
     with connect(server) as sock:
-        kind = "Content-Type: image/png"
-        sock.sendall(head("/v1/models/none/predict", kind, "Content-Length: 300000"))
-        answers = sock.recv(65536)
-        for _ in range(30):
-            sock.sendall(bytes(10_000))
-            time.sleep(0.01)
-        sock.sendall(head("/health/live", "Connection: close", method="GET"))
+        for part in sent:
+            try:
+                sock.sendall(part)
+            except OSError:  # it is closed already
+                break
+            time.sleep(pause)
+        sock.shutdown(socket.SHUT_WR)
+        said = b""
+        try:
+            while block := sock.recv(65536):
+                said += block
+        except ConnectionResetError:
+            pass
+    return re.findall(rb"HTTP/1.1 (\d+)", said)
+
+
+SMUGGLED = head("/health/live", method="GET")
+UPGRADES = b"\r\nupgrade:x" * 3000
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/models/none/predict", "Content-Type: image/png"),  # 404
+        ("/v1/predict", "Content-Type: application/zip"),  # 415
+        ("/health/live", "Content-Type: image/png"),  # 405
+        ("/v1/predict?top_k=none", "Content-Type: image/png"),  # 422
+        ("/v2/models/color/infer", "Content-Type: text/plain"),  # 415
+    ],
+)
+@pytest.mark.parametrize("filling", [b"\r\nupgrade:x", b"\r\nUpgrade: h2c\r\n\r\n", b"\r\n\r\n"])
+def test_a_body_that_comes_late_is_answered_once(
+    path: str, kind: str, filling: bytes, server: Server
+) -> None:
+    # whatever is read of it beyond its length would be a request that nobody has sent
+    body = filling * 3000 + SMUGGLED
+    sent = head(path, kind, f"Content-Length: {len(body)}")
+    late = answers_to(server, sent, body[:20_000], body[20_000:], pause=0.5)
+    at_once = answers_to(server, sent + body)
+    assert len(late) == len(at_once) == 1 and late[0][:1] == at_once[0][:1] == b"4"
+
+
+def test_a_connection_is_kept_only_behind_the_whole_body(server: Server) -> None:
+    kind, size = "Content-Type: image/png", "Content-Length: 30000"
+    refused, ask = head("/v1/models/none/predict", kind, size), head("/health/live", method="GET")
+    assert answers_to(server, refused + bytes(30_000) + ask) == [b"404", b"200"]
+    assert answers_to(server, refused, bytes(30_000), ask, pause=0.05) == [b"404", b"200"]
+    with connect(server) as sock:
+        sock.sendall(refused)
+        said = sock.recv(65536)
+        assert said.startswith(b"HTTP/1.1 404") and b"connection: close" in said
+        sock.sendall(bytes(30_000) + ask)
         while block := sock.recv(65536):
-            answers += block
-    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
+            said += block
+    assert said.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("step", [1, 3, 1 << 20])
+def test_an_offer_to_upgrade_is_declined_and_what_follows_it_is_read(
+    step: int, server: Server
+) -> None:
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEA")
+    size, kind = f"Content-Length: {len(RED)}", "Content-Type: image/png"
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(RED), RED)
+    sent = head("/v1/predict", *offer, kind, size) + RED
+    sent += head("/health/live", *offer, method="GET")
+    sent += head("/v1/predict", kind, *offer, "Transfer-Encoding: chunked") + chunked
+    sent += head("/v1/models/none", *offer, method="GET") + head("/v1/predict", kind, size) + RED
+    parts = [sent[i : i + step] for i in range(0, len(sent), step)]
+    assert answers_to(server, *parts) == [b"200", b"200", b"200", b"404", b"200"]
+
+
+def test_no_tunnel_is_dug(server: Server) -> None:
+    sent = head("localhost:1", method="CONNECT") + SMUGGLED
+    assert answers_to(server, sent) == [b"400"]
 
 
 def test_heads_that_clients_and_crooks_send(server: Server) -> None:
@@ -291,6 +357,75 @@ def test_a_reading_that_hangs_is_told_of_and_left_behind(start: Callable) -> Non
         until(lambda: "replaced" in unready(server) or is_ready(server))
         until(lambda: ask(server, LIME).is_success)
         assert "hangs; it is loaded anew" in server.log.read_text()
+
+
+HOSTILE = {
+    "v1": ("/v1/models/text-label/predict", b'{"instances": [{%b, "k": 1, "k": 2}]}'),
+    "v2": ("/v2/models/text-label/infer", b'{"id": "a", "inputs": [], %b, "k": 1, "k": 2}'),
+}
+
+
+def keys(length: int) -> bytes:
+    "Members of an object, each under a key of its own, in about so many bytes."
+    return b", ".join(b'"%07d": 1' % i for i in range(length // 14))
+
+
+@pytest.mark.parametrize("way", HOSTILE)
+@pytest.mark.parametrize("length", [255_000, 1_600_000, 16_000_000])
+def test_a_key_that_is_there_twice_behind_many_holds_nobody_up(
+    way: str, length: int, all_kinds: Server
+) -> None:
+    path, form = HOSTILE[way]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            httpx.post,
+            all_kinds.url + path,
+            content=form % keys(length),
+            headers={"content-type": "application/json"},
+            timeout=60,
+        )
+        while not asked.done():  # beside it others are answered
+            assert httpx.get(f"{all_kinds.url}/health/live", timeout=5).is_success
+        told = "'k' is there twice" if length < 300_000 else "more beside them"
+        assert told in asked.result().json()["detail"]
+
+
+READING_HANGS = """
+import time
+import mlkit.intake as intake
+parsed = intake.parsed
+intake.parsed = lambda body: time.sleep(100) if b"hang" in body else parsed(body)
+"""
+
+
+def test_a_body_that_cannot_be_taken_apart_in_time_is_504_and_the_end_is_in_time(
+    start: Callable,
+) -> None:
+    body = json.dumps({"instances": [{"b64": "hang" * 8000}]}).encode()
+    with start("api.predict_seconds=1", program=READING_HANGS + SERVE) as server:
+        with ThreadPoolExecutor(6) as pool:
+            kind = {"content-type": "application/json"}
+            said = [
+                pool.submit(
+                    httpx.post, f"{server.url}/v1/predict", content=body, headers=kind, timeout=60
+                )
+                for _ in range(6)
+            ]
+            until(lambda: all(one.done() or is_alive(server) for one in said))
+            assert {one.result().status_code for one in said} == {504}
+        assert "taken apart within 1 s" in said[0].result().json()["detail"]
+        large = picture("RGB", (1, 1)) + bytes(200_000)
+        assert ask(server, large).is_success  # what is no JSON is not behind them
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
+def test_a_load_that_hangs_does_not_outlast_the_end(start: Callable, models: Path) -> None:
+    hangs = "import time, mlkit.serve as s, mlkit.host as h\ns._GRACE = 2\n"
+    hangs += "h.Here.hold = lambda *a: print('http://nobody', flush=True) or time.sleep(100)\n"
+    with start(program=hangs + SERVE) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
 
 
 def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
