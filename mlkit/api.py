@@ -174,7 +174,7 @@ class Service:
         reading = asyncio.get_running_loop().run_in_executor(self.readers, read, body)
         try:
             return await asyncio.wait_for(reading, seconds)
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             said = f"the body could not be taken apart within {seconds:g} s; send fewer inputs"
             raise HTTPException(504, said) from e
 
@@ -313,7 +313,7 @@ class _Exchange:
         try:
             while self.unread:
                 await asyncio.wait_for(self.receive(), end - time.monotonic())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             pass
 
 # %% ../nbs/10_api.ipynb #663de136

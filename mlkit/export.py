@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -190,7 +190,7 @@ def export(
         files |= needed | {f"report/{file}": path for file, path in (report or {}).items()}
         manifest = {
             "name": name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "task": one.name,
             "vocab": data.vocab(learn),
             "input": spec,

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def _rewritten(
             files[manifest.input.tokenizer] = left / manifest.input.tokenizer
         lineage = {"imported": {"file": seen.name, "sha256": seen.sha256, "bytes": seen.bytes}}
         fields = manifest.model_dump(exclude={"files", "lineage", "metrics", "int8"})
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         own = {
             "name": name,
             "created": now,

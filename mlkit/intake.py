@@ -109,7 +109,9 @@ def has_more_commas(
     for number, string in enumerate(_STRING.finditer(text)):
         commas += text.count(b",", end, string.start())
         end = string.end()
-        if commas > most or number > 2 * most + 2000:  # a comma parts a key and a value; objects nest
+        if (
+            commas > most or number > 2 * most + 2000
+        ):  # a comma parts a key and a value; objects nest
             return True
     return commas + text.count(b",", end) > most
 
@@ -329,6 +331,6 @@ class Room:
             return await collect()
         try:
             return await asyncio.wait_for(collect(), intake.seconds)
-        except asyncio.TimeoutError as e:
+        except TimeoutError as e:
             said = f"the body did not arrive within {intake.seconds:g} s"
             raise HTTPException(408, said) from e

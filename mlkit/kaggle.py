@@ -30,7 +30,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -938,7 +938,7 @@ class Watch:
             self.trouble = ""
             return status, 0.0
         except KaggleError as e:
-            age = (datetime.now(timezone.utc) - self.pushed_at).total_seconds()
+            age = (datetime.now(UTC) - self.pushed_at).total_seconds()
             if e.status in (403, 404) and age < 600:
                 return "", 0.0  # not visible yet
             if not e.passing:

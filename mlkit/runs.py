@@ -16,7 +16,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -132,7 +132,7 @@ class Run:
         if join and (outer := os.environ.get("MLKIT_RUN")):
             run = cls(Path(outer), joined=True)
         else:
-            stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             folder = (
                 settings.paths.runs
                 / f"{stamp}-{settings.model.name or kind}-{secrets.token_hex(2)}"
@@ -165,7 +165,7 @@ class Run:
     ) -> None:
         "Append one line to events.jsonl."
         line = json.dumps(
-            {"time": datetime.now(timezone.utc).isoformat(), "event": event, **data}, default=str
+            {"time": datetime.now(UTC).isoformat(), "event": event, **data}, default=str
         )
         with open(self.folder / "events.jsonl", "a", encoding="utf-8") as f:
             f.write(line + "\n")

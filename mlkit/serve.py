@@ -174,7 +174,6 @@ class _Protocol(HttpToolsProtocol):
         if self.on_lost:
             self.on_lost()
 
-
 # %% ../nbs/10_serve.ipynb #f2c62c58
 class _Server(uvicorn.Server):
     def __init__(self, app: Envelope, settings: Settings, announce: Callable[[], None]):

@@ -9,7 +9,7 @@ __all__ = ['DATE_PARTS', 'date_part', 'to_date', 'TableReader', 'is_missing']
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -69,7 +69,7 @@ def to_date(
 ) -> datetime:
     "Return the date, in UTC if it has an offset; raise `ValueError`."
     date = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
-    return date.astimezone(timezone.utc).replace(tzinfo=None) if date.tzinfo else date
+    return date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date
 
 # %% ../nbs/07_table.ipynb #8c4d9e76
 _TYPES = {

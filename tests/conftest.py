@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +19,8 @@ from urllib.parse import urlsplit
 import onnx
 import onnx.parser
 import pytest
+import warm
+from changed import QUICK, Selection
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -122,6 +126,97 @@ SERVE = (
 )
 
 
+# what is made once and asked by several tests: these stay with one worker, whichever that is
+SHARED = {
+    "alone",
+    "cluster",
+    "complete",
+    "executed",
+    "exported",
+    "made",
+    "served",
+    "told",
+    "trained",
+    "whole",
+}
+# what takes longest is begun first, or one worker would be at it when the others have ended
+RAY, CLUSTER = pytest.StashKey[set[tuple[Path, str]]](), pytest.StashKey[list[Callable[[], None]]]()
+FIRST = [
+    "15_tour",
+    "04_train",
+    "test_demo",
+    "test_the_same_grid",
+    "test_from_a_folder_to_an_answer",
+    "12_notebook",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", metavar="SEED", help="run the tests in another order")
+    parser.addoption("--since", metavar="REF", help="run what a change since that commit touches")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, not in each worker
+        warm.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        warm.end()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if ref := config.getoption("since"):
+        chosen = Selection(ref)
+        terminalreporter.section(f"since {ref}")
+        terminalreporter.line(f"modules changed: {', '.join(sorted(chosen.own)) or 'none'}")
+        terminalreporter.line(f"chapters run: {', '.join(sorted(chosen.chapters)) or 'none'}")
+        there = (
+            {p.stem for p in Path(__file__).parent.glob("test_*.py")} - QUICK - {"test_notebooks"}
+        )
+        there -= {Path(p).stem for p in chosen.files}
+        terminalreporter.line(f"left out: the other chapters; {', '.join(sorted(there))}")
+        terminalreporter.line("`make test` runs all of them, `pytest tests/NAME.py` one")
+
+
+@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Any:
+    _choose(config, items)
+    _group(config, items)
+    _order(config, items)
+    return (yield)
+
+
+def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if ref := config.getoption("since"):
+        chosen = Selection(ref)
+        left = [item for item in items if not chosen.has(item.path, item.name)]
+        items[:] = [item for item in items if chosen.has(item.path, item.name)]
+        config.hook.pytest_deselected(items=left)
+
+
+def _group(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ray = config.stash[RAY] = set()  # those that are still to be run
+    for item in items:
+        shared = sorted(SHARED.intersection(item.fixturenames))
+        if "cluster" in shared or "ray" in item.path.name:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+            ray.add((item.path, item.name))
+        elif shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}"))
+
+
+def _order(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if seed := config.getoption("shuffle"):
+        random.Random(seed).shuffle(items)
+        return
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: min((i for n, i in place.items() if n in item.name), default=99))
+
+
 class Server(NamedTuple):
     url: str
     process: subprocess.Popen
@@ -215,12 +310,14 @@ def running(
     *assignments: str,  # section.key=value
     program: str = SERVE,
     log: str = "",  # in place of a file in `folder`
+    cold: bool = False,  # whether all that it imports is imported by itself
 ) -> Iterator[Server]:
     "A server on a free port, as `mlkit serve` runs it; ended by SIGTERM, and not a moment too early."
     log = Path(log) if log else folder / "server.log"
     command = [sys.executable, "-W", "error", "-c", program, f"paths.models={models}", "api.port=0"]
     with open(log, "w") as errors:
-        process = subprocess.Popen(
+        begin = subprocess.Popen if cold else partial(warm.Popen, kind="light")
+        process = begin(
             [*command, *assignments], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
         )
     try:
@@ -270,15 +367,25 @@ def all_kinds(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    "Three nodes of Ray, of one processor each, on this machine."
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    "Three nodes of Ray, of one processor each, on this machine; ended with the last test of Ray, for their agents are never idle."
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=1)
+    ended = request.config.stash[CLUSTER] = [made.shutdown]
     yield made
-    made.shutdown()
+    if ended:
+        ended.pop()()
+
+
+@pytest.hookimpl(trylast=True)  # when what the test had is taken down
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    group = item.config.stash[RAY]
+    group.discard((item.path, item.name))
+    if not group and (shutdown := item.config.stash.get(CLUSTER, [])):
+        shutdown.pop()()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -453,7 +453,7 @@ class Standin:
         return {"kernels": found}
 
     def quota(self) -> dict[str, Any]:
-        refresh = datetime.now(timezone.utc) + timedelta(days=3)
+        refresh = datetime.now(UTC) + timedelta(days=3)
 
         def told(used: int, total: int) -> dict[str, Any]:
             return {"timeUsed": f"{used}s", "timeReserved": "0s", "totalTimeAllowed": f"{total}s"}

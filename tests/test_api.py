@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import warm
 from conftest import NAN, ROOT, Server, connect, head, make_bundle, picture
 from PIL import Image
 
@@ -425,7 +426,9 @@ def test_a_busy_port_is_told_before_anything_else(server: Server, tmp_path: Path
     program = "import sys; from mlkit.serve import serve; from mlkit.config import *\n"
     program += "try: serve(load_settings(*sys.argv[1:]))\nexcept MlkitError as e: print(e)"
     asked = [f"api.port={port}", f"paths.models={tmp_path / 'nothing'}"]
-    said = subprocess.run([sys.executable, "-c", program, *asked], capture_output=True, text=True)
+    said = warm.run(
+        [sys.executable, "-c", program, *asked], kind="light", capture_output=True, text=True
+    )
     assert f"port {port} on 127.0.0.1 is in use" in said.stdout and "--port" in said.stdout
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import warm
 from conftest import PALETTE, picture
 from PIL import Image
 
@@ -47,7 +48,8 @@ def predict(
     ) -> subprocess.CompletedProcess:
         where = models if model == "color" else kinds
         command = [*_command(where), "predict", model, *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, timeout=120)
+        how = {"input": stdin, "capture_output": True, "timeout": 120}
+        done = warm.run(command, kind="light", cwd=tmp_path, **how)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return done
 
@@ -119,9 +121,7 @@ def test_killed_and_taken_up_it_is_the_same(
     assert predict("seen", "--out", f"whole.{suffix}").returncode == 0
     part = tmp_path / f"out.{suffix}.part"
     words = ["predict", "color", "seen", "--out", f"out.{suffix}"]
-    process = subprocess.Popen(
-        [*_command(models, SLOWLY.replace("PAUSE", "0.05")), *words], cwd=tmp_path
-    )
+    process = warm.Popen([*_command(models, SLOWLY.replace("PAUSE", "0.05")), *words], cwd=tmp_path)
     rows_of = lambda: json.loads((part / "state.json").read_text())["done"]["rows"]  # noqa: E731
     while not (part / "state.json").exists() or rows_of() < 16:
         assert process.poll() is None, "it ended before it could be killed"
@@ -147,7 +147,7 @@ def test_killed_and_taken_up_it_is_the_same(
 def test_interrupted_it_says_how_to_go_on(
     predict: Callable, models: Path, seen: Path, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
+    process = warm.Popen(
         [
             *_command(models, SLOWLY.replace("PAUSE", "4")),
             *"predict color seen --out out.csv".split(),
@@ -155,7 +155,6 @@ def test_interrupted_it_says_how_to_go_on(
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
     )
     while not (tmp_path / "out.csv.part" / "state.json").exists():
         time.sleep(0.005)
@@ -211,9 +210,7 @@ def test_json_is_one_document(predict: Callable, seen: Path) -> None:
 
 def test_a_reader_that_has_seen_enough(predict: Callable, models: Path, seen: Path) -> None:
     words = [*_command(models), "predict", "color", *["seen"] * 200]
-    process = subprocess.Popen(
-        words, cwd=seen.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = warm.Popen(words, cwd=seen.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"input,label")
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(60) == 1

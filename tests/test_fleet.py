@@ -19,7 +19,7 @@ ON_RAY = "import warnings; warnings.resetwarnings();" + SERVE.replace("serve", "
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(
     models: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:

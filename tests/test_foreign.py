@@ -14,6 +14,7 @@ import cloudpickle
 import httpx
 import pytest
 import torch
+import warm
 from conftest import running
 from fastcore.xtras import run
 
@@ -89,14 +90,14 @@ assert not any(m.partition(".")[0] == "mlkit" for m in sys.modules)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A folder with exports of plain fastai, what they were trained on, and what they answer."
     folder = tmp_path_factory.mktemp("made")
-    done = subprocess.run([sys.executable, "-c", MAKER], cwd=folder, capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", MAKER], cwd=folder, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     return folder
 
 
 def mlkit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mlkit", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+    return warm.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ import nbformat
 import numpy as np
 import pytest
 import timm
+import warm
 from conftest import make_bundle, running
 from kaggle_server import KEY, TOKEN, USER, Standin
 from PIL import Image
@@ -948,8 +949,8 @@ def command(*words: Any) -> list[str]:
     return [sys.executable, "-m", "mlkit", *map(str, words)]
 
 
-def mlkit(*words: Any, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+def mlkit(*words: Any, code: int = 0, run: Callable = warm.run) -> subprocess.CompletedProcess:
+    done = run(command(*words), capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -1000,7 +1001,7 @@ def test_from_a_folder_to_an_answer_by_way_of_kaggle(
                     seen.add(p.read_text(errors="replace"))
 
     threading.Thread(target=look, daemon=True).start()
-    done = mlkit(*words)
+    done = mlkit(*words, run=subprocess.run)
     over.set()
     told = json.loads(done.stdout)
     run = Run(Path(told["folder"]))
@@ -1087,9 +1088,7 @@ def test_killed_and_typed_again(
             return bool(versions) and any("epoch 1" in e["data"] for e in versions[0].log)
         return not any(f.method == method and f.times for f in site.faults)
 
-    process = subprocess.Popen(
-        command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = warm.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < until and process.poll() is None, "it did not get that far"
@@ -1112,12 +1111,11 @@ def test_ctrl_c_detaches(
 ) -> None:
     path = notebook("detached-from")
     words = ["run", path, "-p", "pause=2", "--on", "kaggle"]
-    process = subprocess.Popen(
+    process = warm.Popen(
         command(*words),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     until = time.monotonic() + 60
     ref = f"{USER}/detached-from"
@@ -1174,9 +1172,7 @@ def test_one_that_fails_stops_no_other_and_a_killed_grid_goes_on(
     path, ref = notebook("grid-of-four"), f"{USER}/grid-of-four"
     words = ["run", path, "-p", "pause=1", "--grid", "words=1,2", "--grid", "fail=false,true"]
     words += ["--jobs", "2", "--on", "kaggle", "--json"]
-    process = subprocess.Popen(
-        command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = warm.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while len(site.kernels.get(ref, [])) < 3:  # two are over or nearly so, a third is begun
         assert time.monotonic() < until and process.poll() is None

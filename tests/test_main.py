@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 from PIL import Image
 
 from mlkit.config import load_settings
@@ -28,12 +30,12 @@ SMALL = [
 ]
 
 
-def mlkit(*words: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+def mlkit(
+    *words: str | Path, cwd: Path, run: Callable = warm.run, **variables: str
+) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")}
     command = [sys.executable, "-m", "mlkit", *map(str, words)]
-    return subprocess.run(
-        command, cwd=cwd, env=clean | variables, capture_output=True, text=True, timeout=500
-    )
+    return run(command, cwd=cwd, env=clean | variables, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,8 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_demo(tmp_path: Path) -> None:
-    done = mlkit("demo", "--json", cwd=tmp_path, MLKIT_PATHS__CACHE=str(tmp_path / "cache"))
+    cache = str(tmp_path / "cache")
+    done = mlkit("demo", "--json", cwd=tmp_path, run=subprocess.run, MLKIT_PATHS__CACHE=cache)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["score"] >= 0.97
@@ -166,13 +169,12 @@ def test_interrupt_keeps_the_best_and_says_how_to_go_on(tmp_path: Path) -> None:
         "--set",
         "train.patience=200",
     ]
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "mlkit", *command],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
     )
     for line in process.stderr:
         if line.startswith("epoch 2/"):
@@ -215,7 +217,7 @@ def die(*args, **options):
 sys.argv = ["mlkit", *{["pipeline", str(digits), "--name", "two", *SMALL, "--set", "train.epochs=1"]!r}]
 run()
 """
-    killed = subprocess.run(
+    killed = warm.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import warm
 from conftest import Server, picture, running
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -105,7 +105,7 @@ class Trained:
             command += ["--set", one]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")} | SMALL
         how = {"cwd": self.folder, "env": clean, "capture_output": True, "text": True}
-        done = subprocess.run(command, timeout=300, **how)
+        done = warm.run(command, timeout=300, **how)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -117,7 +117,7 @@ class Trained:
         "What the exported Learners say of the files where there is no mlkit, by name of the model."
         bundles = ",".join(str(self.bundle(name)) for name in self.said)
         command = [sys.executable, "-W", "ignore", "-c", PLAIN, bundles, *self.apart]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        done = warm.run(command, cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return {name: np.load(self.folder / f"{name}.npy") for name in self.said}
 

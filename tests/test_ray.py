@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import warm
 from conftest import picture
 
 COLORS = ("red", "lime", "blue")
@@ -36,7 +37,7 @@ def command(models: Path, seen: Path, *words: str) -> list[str]:
 
 
 def predict(models: Path, seen: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return warm.run(
         command(models, seen, *words), cwd=seen.parent, capture_output=True, text=True, timeout=120
     )
 
@@ -60,7 +61,7 @@ def test_the_rows_are_those_of_the_local_command_though_a_node_is_lost(
     assert local.returncode == 0, local.stderr
     out, lost = seen.parent / "out", cluster.add_node(num_cpus=1)
     told = command(models, seen, *on(cluster, "--out", "out"))
-    begun = subprocess.Popen(told, cwd=seen.parent, stderr=subprocess.PIPE, text=True)
+    begun = warm.Popen(told, cwd=seen.parent, stderr=subprocess.PIPE, text=True)
     while not parts(out):
         assert begun.poll() is None, begun.stderr.read()
         time.sleep(0.02)
@@ -82,7 +83,7 @@ def test_masks_are_those_of_the_local_command(cluster: Any, kinds: Path, seen: P
         return [*head, "--set", f"paths.models={kinds}", *more]
 
     for more in (["--out", "local.parquet"], on(cluster, "--out", "out")):
-        done = subprocess.run(words(*more), cwd=seen.parent, capture_output=True, text=True)
+        done = warm.run(words(*more), cwd=seen.parent, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     here, there = parquet.read_table(seen.parent / "local.parquet"), whole(seen.parent / "out")
     masks = [
@@ -95,7 +96,7 @@ def test_masks_are_those_of_the_local_command(cluster: Any, kinds: Path, seen: P
 
 def test_what_is_interrupted_goes_on(cluster: Any, models: Path, seen: Path) -> None:
     out, words = seen.parent / "out", on(cluster, "--out", "out")
-    begun = subprocess.Popen(
+    begun = warm.Popen(
         command(models, seen, *words), cwd=seen.parent, stderr=subprocess.PIPE, text=True
     )
     while len(parts(out)) < 3:

@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import warm
 
 HILL = [
     "x = 0.0\npace = 0.0\nside = 'left'",
@@ -48,7 +49,7 @@ def begin(folder: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "mlkit", "run", "hill.ipynb", *words]
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes)
+    return warm.Popen(command, cwd=folder, env=env, text=True, **pipes)
 
 
 def run(folder: Path, *words: str) -> tuple[int, str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from mlkit.runs import list_runs, read_history
 
@@ -44,7 +45,7 @@ def train(folder: Path, *words: str, **settings: object) -> subprocess.Completed
     } | {k.replace("__", "."): v for k, v in settings.items()}
     sets = [w for k, v in given.items() for w in ("--set", f"{k}={v}")]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")}
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "mlkit", "train", "texts.csv", "--name", "topics", *words, *sets],
         cwd=folder,
         env=clean | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 
 from mlkit.registry import Registry, RegistryError
 
@@ -23,7 +24,7 @@ for _ in range(int(sys.argv[3])):
 
 def adding(root: Path, bundle: Path, times: int, before: str = "") -> subprocess.Popen:
     command = [sys.executable, "-c", ADD.format(before=before), str(root), str(bundle), str(times)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return warm.Popen(command, kind="light", stdout=subprocess.PIPE, text=True)
 
 
 STOPS = {
@@ -78,7 +79,9 @@ def test_racing_promotions_keep_each_others_history(color_bundle: Path, tmp_path
     program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
     program += "for ref in sys.argv[2:]: r.promote(ref)"
     batches = (["color@1", "color@2", "color@3"], ["color@4", "color@5"], ["color@6", "color@7"])
-    racers = [subprocess.Popen([sys.executable, "-c", program, tmp_path, *b]) for b in batches]
+    racers = [
+        warm.Popen([sys.executable, "-c", program, tmp_path, *b], kind="light") for b in batches
+    ]
     assert [p.wait(60) for p in racers] == [0, 0, 0]
     seen = [registry.resolve("color").version]
     while len(seen) < 7:
@@ -95,7 +98,7 @@ def test_readers_see_a_whole_pointer(color_bundle: Path, tmp_path: Path) -> None
     registry.promote("color@1")
     program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
     program += "while True: r.promote('color@1'); r.promote('color@2')"
-    writer = subprocess.Popen([sys.executable, "-c", program, tmp_path])
+    writer = warm.Popen([sys.executable, "-c", program, tmp_path], kind="light")
     try:
         seen, deadline = set(), time.monotonic() + 60
         while seen != {1, 2} and time.monotonic() < deadline:
@@ -113,7 +116,7 @@ def test_removal_is_whole(color_bundle: Path, tmp_path: Path) -> None:
     program = "import os, signal, sys, mlkit.registry as r\n"
     program += "r.shutil.rmtree = lambda p: os.kill(os.getpid(), signal.SIGKILL)\n"
     program += "r.Registry(sys.argv[1]).remove('color@2')"
-    done = subprocess.run([sys.executable, "-c", program, tmp_path])
+    done = warm.run([sys.executable, "-c", program, tmp_path], kind="light")
     assert done.returncode == -signal.SIGKILL
     assert [v.version for v in registry.list()] == [1]
     assert registry.add(color_bundle, name="color").version == 3

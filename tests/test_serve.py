@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import warm
 from conftest import SERVE, SLOW, SOFTMAX, Server, connect, head, make_bundle, picture
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
@@ -435,7 +436,8 @@ def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", slowly + SERVE, f"paths.models={models}", f"api.port={port}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = warm.Popen(command, kind="light", **quiet)
     server = Server(f"http://127.0.0.1:{port}", process, tmp_path)
     try:
         with Client(server.url) as client:
@@ -729,7 +731,7 @@ socket.socket.connect = socket.socket.connect_ex = trap
 
 
 def test_it_opens_no_pickle_and_calls_nobody(models: Path, start: Callable, server: Server) -> None:
-    with start(program=TRAPS + SERVE) as trapped:
+    with start(program=TRAPS + SERVE, cold=True) as trapped:
         evil = b"cos\nsystem\n(S'true'\ntR."
         for data, status in ((RED, 200), (evil, 415), (b"\x80\x04\x95" + evil, 415)):
             assert ask(trapped, data).status_code == status
@@ -778,7 +780,7 @@ def test_the_largest_pictures_stay_within_the_memory(
         picture("RGB", (8000, 8000), "red", "WEBP", method=0),
         picture("RGB", (5600, 5600), "red", "WEBP", method=0),
     ]
-    with start("api.predict_seconds=60", root=registry.root) as server:
+    with start("api.predict_seconds=60", root=registry.root, cold=True) as server:
         status = Path(f"/proc/{server.process.pid}/status")
         for _ in range(10):
             assert ask(server).is_success

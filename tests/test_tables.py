@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import warm
 from conftest import ROOT, Server, running
 
 # a plain fastai process: it prints what the Learner says of the rows of a CSV file, and has no mlkit
@@ -91,7 +91,7 @@ class Trained:
         command += ["--name", name, "--set", "train.epochs=8"]
         for word in data:
             command += ["--set", f"data.{word}"]
-        done = subprocess.run(
+        done = warm.run(
             command, cwd=self.folder, env=clean, capture_output=True, text=True, timeout=500
         )
         assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ class Trained:
         "What the exported Learner says of a CSV file, in a process without mlkit."
         pickle = self.models / name / "1" / "learner.pkl"
         command = [sys.executable, "-c", PLAIN, str(pickle), str(rows), *dates]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=500)
+        done = warm.run(command, cwd=self.folder, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import warm
 from conftest import Server, running
 
 from mlkit.inference import Predictor
@@ -70,7 +70,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
         table.writerow([240, "cooking", " "])
     command = [sys.executable, "-m", "mlkit", "pipeline", "texts.csv", "--name", "topics", "--json"]
     command += ["--set", "train.epochs=6", "--set", "data.max_tokens=64"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ)
+    done = warm.run(command, cwd=folder, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     registry = Registry(folder / "models")
     registry.promote("topics@1")
@@ -194,7 +194,7 @@ def test_exported_learner_answers_the_same_where_there_is_no_mlkit(
     held_out = [text for text, _ in texts(24, 5)] + list(ODD.values())
     program = [sys.executable, "-c", PLAIN, Path(told["bundle"]) / "learner.pkl"]
     sent = json.dumps(held_out)
-    done = subprocess.run(program, input=sent, capture_output=True, text=True, cwd=tmp_path)
+    done = warm.run(program, input=sent, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     there, served = json.loads(done.stdout.splitlines()[-1]), odds(ask(http, *held_out))
     assert np.abs(np.array(there["rows"]) - served).max() <= 1e-4

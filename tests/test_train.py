@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import warm
 
 from mlkit.runs import list_runs, read_history
 
@@ -56,7 +57,7 @@ print(np.abs(answers - np.load("answers.npy")).max())
 def python(folder: Path, *words: object, **how: object) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MLKIT_")}
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(
+    return warm.run(
         command, cwd=folder, env=clean, capture_output=True, text=True, timeout=300, **how
     )
 

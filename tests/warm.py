@@ -1,0 +1,299 @@
+"""Processes that begin with their libraries imported: a parent imports them once and forks a child for each command.
+
+`run` and `Popen` are those of subprocess, for commands of this Python: `-c PROGRAM`, `-m MODULE`, with `-W` before
+them. A child is a process like any other, with its own environment, folder, streams, signals and exit code; what it
+does not do again is the import of `LIBRARIES`. No module of mlkit is among these: what is tested is imported anew.
+The parents are shared by all workers of a test run, begun when they are first asked for, and end with it.
+"""
+
+import atexit
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+COUNTED = "COVERAGE_PROCESS_CONFIG" in os.environ  # then each process begins by itself
+FOLDER = "WARM_FOLDER"  # the variable that names where the parents of this test run listen
+LIBRARIES = {
+    "light": "fastapi httptools httpx multiprocessing.spawn numpy onnxruntime PIL.Image prometheus_client "
+    "pydantic_settings rich.progress starlette.middleware.cors tokenizers typer uvicorn uvloop",
+    "heavy": "fastai.vision.all fastai.tabular.all fastai.text.all fastapi matplotlib.pyplot nbdev.test onnx.parser "
+    "onnxruntime onnxscript pandas pydantic_settings rich.progress safetensors.torch sklearn.datasets "
+    "sklearn.ensemble sklearn.linear_model sklearn.model_selection sklearn.tree timm tokenizers typer uvicorn",
+}
+
+
+def begin() -> None:
+    "Let parents be begun by this process and by those that inherit its environment."
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="warm-")
+    Path(os.environ[FOLDER], "owner").write_text(str(os.getpid()))
+
+
+def end() -> None:
+    "End the parents; their children stay."
+    folder = Path(os.environ.pop(FOLDER))
+    for said in folder.glob("*.pid"):
+        os.kill(int(said.read_text()), signal.SIGKILL)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def _connect(kind: str) -> socket.socket:
+    "Return a connection to the parent of that kind, which is begun if there is none."
+    folder = Path(os.environ[FOLDER])
+    address = folder / f"{kind}.socket"
+    with open(folder / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            command = [sys.executable, "-W", "ignore", __file__, kind, address]
+            with open(folder / f"{kind}.log", "w") as log:
+                pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                started = subprocess.Popen(command, start_new_session=True, **pipes)
+            (folder / f"{kind}.pid").write_text(str(started.pid))
+            while not address.exists():
+                if started.poll() is not None:
+                    raise RuntimeError((folder / f"{kind}.log").read_text())
+                time.sleep(0.02)
+            started.returncode = 0  # nobody waits for it
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(str(address))
+    return one
+
+
+class Popen(subprocess.Popen):
+    "A child of a warm parent; `kind` says of which."
+
+    def __init__(self, args: Any, *, kind: str = "heavy", **options: Any):
+        self.kind = kind
+        super().__init__(args, **options)
+
+    def _execute_child(  # what subprocess calls when the pipes are made
+        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
+        creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
+        restore_signals, gid, gids, uid, umask, start_new_session, process_group=-1,
+    ) -> None:  # fmt: skip
+        if COUNTED:
+            return super()._execute_child(
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
+                creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
+                restore_signals, gid, gids, uid, umask, start_new_session, process_group,
+            )  # fmt: skip
+        asked = _asked([os.fspath(a) for a in args]) | {
+            "cwd": os.fspath(cwd or os.getcwd()),
+            "env": dict(os.environ if env is None else env),
+            "session": start_new_session,
+        }
+        inherited = zip((p2cread, c2pwrite, errwrite), (0, 1, 2), strict=True)
+        streams = [own if pipe == -1 else pipe for pipe, own in inherited]
+        self.parent = _connect(self.kind)
+        told = json.dumps(asked).encode()
+        socket.send_fds(self.parent, [len(told).to_bytes(8, "little")], streams)
+        self.parent.sendall(told)
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+        self._child_created = True
+        self.pid = int.from_bytes(self.parent.recv(8, socket.MSG_WAITALL), "little")
+
+    def _internal_poll(self, *args: Any, **options: Any) -> int | None:
+        return super()._internal_poll(*args, **options) if COUNTED else self._ended(0)
+
+    def _wait(self, timeout: float | None) -> int:
+        if COUNTED:
+            return super()._wait(timeout)
+        if self._ended(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self.parent], [], [], timeout)[0]:
+            said = self.parent.recv(8, socket.MSG_WAITALL)
+            self.parent.close()
+            self.returncode = (
+                int.from_bytes(said, "little", signed=True) if said else -signal.SIGKILL
+            )
+        return self.returncode
+
+
+def run(
+    *args: Any,
+    input: Any = None,
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    **options: Any,
+) -> subprocess.CompletedProcess:
+    "Do what `subprocess.run` does."
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    if capture_output:
+        options["stdout"] = options["stderr"] = subprocess.PIPE
+    with Popen(*args, **options) as process:
+        try:
+            out, errors = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _asked(args: list[str]) -> dict[str, Any]:
+    if args[0] != sys.executable:
+        raise ValueError(f"{args[0]} is not this Python")
+    rest, filters = args[1:], []
+    while rest[0] == "-W":
+        filters, rest = [*filters, rest[1]], rest[2:]
+    if rest[0] not in ("-c", "-m"):
+        raise ValueError(f"{rest[0]}: -c and -m can be said, and -W before them")
+    return {"filters": filters, "how": rest[0], "what": rest[1], "words": rest[2:]}
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def _parent(kind: str, address: str) -> None:
+    "Import, listen, and fork; return in a child, when it is to become what was asked."
+    usual = list(warnings.filters)
+    for name in LIBRARIES[kind].split():
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is there is not touched again, so the children share it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    owner = int(Path(address).with_name("owner").read_text())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address + ".new")
+        listener.listen(128)
+        os.rename(address + ".new", address)
+        while True:
+            if not select.select([listener], [], [], 1)[0]:
+                os.kill(owner, 0)  # raises when it is gone
+                continue
+            caller, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            caller.close()
+    asked = _in_between(caller)
+    _prepare(asked, usual)
+    _leave(_done(asked))
+
+
+def _in_between(caller: socket.socket) -> dict[str, Any]:
+    "Fork once more, and tell the caller what became of it; return in the child."
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length, streams, _, _ = socket.recv_fds(caller, 8, 3)
+    left, told = int.from_bytes(length, "little"), b""
+    while len(told) < left:
+        told += caller.recv(left - len(told))
+    child = os.fork()
+    if child == 0:
+        caller.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number + 100)
+            os.close(stream)
+        for number in range(3):
+            os.dup2(number + 100, number)
+            os.close(number + 100)
+        return json.loads(told)
+    for stream in streams:
+        os.close(stream)
+    for number in range(3):
+        os.close(number)
+    try:
+        caller.send(child.to_bytes(8, "little"))
+        _, status = os.waitpid(child, 0)
+        caller.send(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
+    finally:
+        os._exit(0)
+
+
+def _prepare(asked: dict[str, Any], usual: list) -> None:
+    "Make of this process what Python would make of a new one."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked["session"]:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    os.chdir(asked["cwd"])
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)
+    added = warnings.filters[: len(warnings.filters) - len(usual)]
+    sys.warnoptions[:] = [
+        *filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")),
+        *asked["filters"],
+    ]
+    warnings.resetwarnings()
+    warnings.filters[:] = usual[1:]  # Python's own, without the `-W ignore` of the parent
+    warnings._processoptions(sys.warnoptions)
+    warnings.filters[:0] = added
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if (
+        "torch" in sys.modules
+    ):  # as if nothing had been drawn: each process begins with the same seed
+        sys.modules["torch"].manual_seed(sys.modules["torch"].initial_seed())
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    own = asked["cwd"] if asked["how"] == "-m" else ""
+    sys.path[:] = [own, *(p for p in paths if p and p not in sys.path), *sys.path[1:]]
+    importlib.invalidate_caches()
+
+
+def _done(asked: dict[str, Any]) -> int:
+    "Run what was asked for; return the exit code."
+    sys.argv = ["-c", *asked["words"]]
+    try:
+        if asked["how"] == "-m":
+            sys.argv[0] = asked["what"]
+            runpy.run_module(asked["what"], run_name="__main__", alter_sys=True)
+        else:
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            main.__dict__["__builtins__"] = __builtins__
+            exec(compile(asked["what"], "<string>", "exec"), main.__dict__)
+    except SystemExit as e:
+        if e.code is None or isinstance(e.code, int):
+            return e.code or 0
+        print(e.code, file=sys.stderr)
+        return 1
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        traceback.print_exception(e)
+        return -signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1
+    return 0
+
+
+def _leave(code: int) -> None:
+    "End as Python does, but for taking its modules down: to touch all that is shared would take longer than most commands."
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or 120
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    _parent(*sys.argv[1:])
