@@ -5,7 +5,7 @@ BIN := .venv/bin
 # what `make check` compares with: the changes since the last commit, or SINCE=REF
 SINCE ?= HEAD
 # three workers on two processors: many tests wait for somebody
-PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 3
 
 .PHONY: help install browser lint demo check test soak coverage lab bench sync clean
 
@@ -54,7 +54,7 @@ soak: install
 # without warm processes, so that each begins to count by itself
 coverage: install browser
 	rm -rf .coverage_data && mkdir .coverage_data
-	$(BIN)/coverage run -m pytest -n 3 --dist loadgroup
+	$(BIN)/coverage run -m pytest -n 3
 	$(BIN)/coverage combine -q .coverage_data
 	$(BIN)/coverage report --skip-covered --sort=cover
 

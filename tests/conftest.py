@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from changed import QUICK, Selection
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
+from xdist.scheduler import LoadScopeScheduling
 
 from mlkit.bundle import (
     Category,
@@ -140,15 +141,38 @@ SHARED = {
     "whole",
 }
 # what takes longest is begun first, or one worker would be at it when the others have ended
-RAY, CLUSTER = pytest.StashKey[set[tuple[Path, str]]](), pytest.StashKey[list[Callable[[], None]]]()
 FIRST = [
-    "15_tour",
-    "04_train",
+    "ray",
     "test_demo",
+    "15_tour",
+    "test_foreign",
+    "04_train",
+    "test_kernels",
+    "test_a_time_budget",
     "test_the_same_grid",
     "test_from_a_folder_to_an_answer",
     "12_notebook",
+    "test_pictures",
+    "test_the_installation_line",
 ]
+RAY, CLUSTER = pytest.StashKey[set[tuple[Path, str]]](), pytest.StashKey[list[Callable[[], None]]]()
+GROUPS = "groups.json"  # test → what it stays together with; a worker writes it, for the scheduler
+
+
+class Scheduler(LoadScopeScheduling):
+    "Gives a worker one test after another, and the tests of a group together. (xdist's own groups are not heeded by pytest 9.)"
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        return json.loads(Path(os.environ[warm.FOLDER], GROUPS).read_text())
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self.groups.get(nodeid, nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -182,12 +206,9 @@ def pytest_terminal_summary(
         terminalreporter.line("`make test` runs all of them, `pytest tests/NAME.py` one")
 
 
-@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Any:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _choose(config, items)
-    _group(config, items)
-    _order(config, items)
-    return (yield)
+    _order(config, items, _grouped(config, items))
 
 
 def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -198,23 +219,34 @@ def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
         config.hook.pytest_deselected(items=left)
 
 
-def _group(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ray = config.stash[RAY] = set()  # those that are still to be run
+def _grouped(config: pytest.Config, items: list[pytest.Item]) -> dict[str, str]:
+    "Return the group of each test that has one."
+    groups, ray = {}, config.stash.setdefault(RAY, set())  # those that are still to be run
     for item in items:
-        shared = sorted(SHARED.intersection(item.fixturenames))
+        shared = SHARED.intersection(item.fixturenames)
         if "cluster" in shared or "ray" in item.path.name:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            groups[item.nodeid] = "ray"
             ray.add((item.path, item.name))
         elif shared:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}"))
+            groups[item.nodeid] = item.path.stem
+    if worker := getattr(config, "workerinput", {}).get("workerid"):
+        part = Path(os.environ[warm.FOLDER], f"{worker}.groups")
+        part.write_text(json.dumps(groups))
+        part.replace(part.with_name(GROUPS))
+    return groups
 
 
-def _order(config: pytest.Config, items: list[pytest.Item]) -> None:
+def _order(config: pytest.Config, items: list[pytest.Item], groups: dict[str, str]) -> None:
     if seed := config.getoption("shuffle"):
         random.Random(seed).shuffle(items)
         return
     place = {name: i for i, name in enumerate(FIRST)}
-    items.sort(key=lambda item: min((i for n, i in place.items() if n in item.name), default=99))
+
+    def when(item: pytest.Item) -> int:
+        group = groups.get(item.nodeid)
+        return min((i for n, i in place.items() if n == group or n in item.name), default=99)
+
+    items.sort(key=when)
 
 
 class Server(NamedTuple):
