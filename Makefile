@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 # what `make check` compares with: the changes since the last commit, or SINCE=REF
 SINCE ?= HEAD
-# three workers on two processors: many tests wait for somebody
-PYTEST := $(BIN)/pytest -n 3
+# with more workers than processors, what has a deadline comes too late
+PYTEST := $(BIN)/pytest -n 2
 
 .PHONY: help install browser lint demo check test soak coverage lab bench sync clean
 

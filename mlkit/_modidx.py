@@ -195,7 +195,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlkit.bundle.TextInput': ('bundle.html#textinput', 'mlkit/bundle.py'),
                               'mlkit.bundle._Part': ('bundle.html#_part', 'mlkit/bundle.py'),
                               'mlkit.bundle._alive': ('bundle.html#_alive', 'mlkit/bundle.py'),
-                              'mlkit.bundle._digest': ('bundle.html#_digest', 'mlkit/bundle.py'),
                               'mlkit.bundle._safe': ('bundle.html#_safe', 'mlkit/bundle.py'),
                               'mlkit.bundle._seal_of': ('bundle.html#_seal_of', 'mlkit/bundle.py'),
                               'mlkit.bundle.part_folder': ('bundle.html#part_folder', 'mlkit/bundle.py'),

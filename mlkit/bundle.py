@@ -258,18 +258,7 @@ def sha256_of(
 ) -> str:
     "Return the SHA-256 of the file's bytes, as 64 hexadecimal digits."
     with open(path, "rb") as f:
-        return (
-            hashlib.file_digest(f, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(f)
-        )
-
-
-def _digest(f: Any) -> str:  # Python 3.10 has no file_digest
-    h = hashlib.sha256()
-    while block := f.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _seal_of(manifest: bytes) -> bytes:

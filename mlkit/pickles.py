@@ -218,7 +218,7 @@ def _python_of(
     return "3.13" if 149 in seen else "3.14" if 128 in seen else None
 
 
-_HERE = f"3.{sys.version_info.minor}" if sys.version_info >= (3, 11) else "3.10 or older"
+_HERE = f"3.{sys.version_info.minor}"
 
 # %% ../nbs/08_pickles.ipynb #bcaf612e
 def _obstacles(

@@ -51,7 +51,7 @@ def train(folder: Path, *words: str, **settings: object) -> subprocess.Completed
         env=clean | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
