@@ -13,7 +13,7 @@ help:
 	@echo "make demo      train on digits, judge, pack, serve, ask over HTTP"
 	@echo "make check     what a change can have broken: lint, quick tests, the chapters that it touches; SINCE=REF"
 	@echo "make test      lint, every notebook, every test"
-	@echo "make soak      what is long by nature: a fleet that loses nodes, a server under load for minutes"
+	@echo "make soak      what is long by nature: a fleet that loses nodes"
 	@echo "make coverage  every test, and which lines and branches none of them meets"
 	@echo "make lab       JupyterLab on the notebooks"
 	@echo "make bench     the measurements in benchmarks/"
