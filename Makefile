@@ -5,7 +5,8 @@ BIN := .venv/bin
 # what `make check` compares with: the changes since the last commit, or SINCE=REF
 SINCE ?= HEAD
 # with more workers than processors, what has a deadline comes too late
-PYTEST := $(BIN)/pytest -n 2
+WORKERS := 2
+PYTEST := $(BIN)/pytest -n $(WORKERS)
 
 .PHONY: help install browser lint demo check test soak coverage lab bench sync clean
 
@@ -54,7 +55,7 @@ soak: install
 # without warm processes, so that each begins to count by itself
 coverage: install browser
 	rm -rf .coverage_data && mkdir .coverage_data
-	$(BIN)/coverage run -m pytest -n 3
+	$(BIN)/coverage run -m pytest -n $(WORKERS)
 	$(BIN)/coverage combine -q .coverage_data
 	$(BIN)/coverage report --skip-covered --sort=cover
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -285,8 +284,8 @@ class _Exchange:
         declared = headers.get(b"content-length", b"0").decode("latin-1")
         chunked, connection = b"transfer-encoding" in headers, scope["state"].get("connection")
         self.unread = (declared != "0" or chunked) and not (connection and connection.whole)
-        self.little = declared_length(declared) <= _LITTLE and not chunked
-        self.little = self.little and b"expect" not in headers
+        unsure = chunked or b"expect" in headers
+        self.little = declared_length(declared) <= _LITTLE and not unsure
 
     async def receive(self) -> _Message:
         message = await self._receive()
@@ -640,14 +639,8 @@ async def _predict(
     def parse(request: Request, reader: Any) -> tuple[Callable[[bytes], Inputs], bool]:
         media, boundary = media_type(request, reader)
         raw = media not in ("application/json", "multipart/form-data")
-        read = partial(
-            inputs_of,
-            media=media,
-            boundary=boundary,
-            limit=service.api.max_inputs,
-            reader=reader,
-        )
-        return read, raw
+        limit = service.api.max_inputs
+        return lambda body: inputs_of(body, media, boundary, limit, reader), raw
 
     served, done = await service.ask(request, name, parse)
 

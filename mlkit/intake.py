@@ -109,9 +109,8 @@ def has_more_commas(
     for number, string in enumerate(_STRING.finditer(text)):
         commas += text.count(b",", end, string.start())
         end = string.end()
-        if (
-            commas > most or number > 2 * most + 2000
-        ):  # a comma parts a key and a value; objects nest
+        # beside each comma stand at most a key and a value; 2,000 more where objects nest without one
+        if commas > most or number > 2 * most + 2000:
             return True
     return commas + text.count(b",", end) > most
 
