@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -25,6 +26,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import warm
 
 USER, KEY, TOKEN = "tester", "0123456789abcdef0123456789abcdef", "KGAT_standin_token"
 TERMINAL = {"COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"}
@@ -44,6 +47,10 @@ if not asked["internet"]:
         open("/proc/self/gid_map", "w").write(f"0 {gid} 1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:  # the kernel's own sockets need the loopback
         fcntl.ioctl(s, 0x8914, struct.pack("16sh14x", b"lo", 1))
+if asked["warm"]:
+    sys.path.append(asked["warm"])
+    import warm
+    warm.seat(asked["seat"])
 began = time.time()
 class Stream:
     def __init__(self, name): self.name = name
@@ -151,8 +158,13 @@ def slug_of(title: str) -> str:
 class Standin:
     "The server and everything that it holds; a context manager."
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,  # for what it holds
+        *,
+        cold: bool = False,  # whether all that a session imports is imported by itself
+    ):
+        self.folder, self.cold = folder, cold or warm.COUNTED or warm.FOLDER not in os.environ
         self.kernels: dict[str, list[Version]] = {}
         self.titles: dict[str, str] = {}
         self.datasets: dict[str, Dataset] = {}
@@ -351,11 +363,14 @@ class Standin:
             version.status = "ERROR"
             return
         version.status = "RUNNING"
+        begin = subprocess.Popen if self.cold else warm.Popen
         asked = {
             "notebook": str(notebook),
             "executed": str(version.folder / "__notebook__.ipynb"),
             "cwd": str(version.folder / "working"),
             "internet": bool(version.asked.get("enableInternet")),
+            "warm": "" if self.cold else str(Path(__file__).parent),
+            "seat": tempfile.mkdtemp(prefix="seat-"),  # a short name: a socket is made there
         }
         clean = {
             "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
@@ -366,8 +381,8 @@ class Standin:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
             **self.session_variables,
         }
-        version.process = subprocess.Popen(
-            [python, "-c", RUNNER, json.dumps(asked)],
+        version.process = begin(
+            [str(python), "-c", RUNNER, json.dumps(asked)],
             env=clean,
             cwd=version.folder,
             stdin=subprocess.DEVNULL,
@@ -387,6 +402,7 @@ class Standin:
                 except ValueError:
                     version.log.append({"stream_name": "stderr", "time": 0.0, "data": line})
         code = version.process.returncode
+        shutil.rmtree(asked["seat"])
         ended.cancel()
         version.status = "ERROR" if code or version.failure else "COMPLETE"
 

@@ -38,7 +38,7 @@ CELLS = [
 @pytest.mark.parametrize("internet", [False, True])
 @pytest.mark.parametrize("layout", ["old", "new"])
 def test_official_client_runs_a_notebook(layout: str, internet: bool, tmp_path: Path) -> None:
-    with Standin(tmp_path / "site") as site:
+    with Standin(tmp_path / "site", cold=layout == "old") as site:
         site.layout = layout
         (tmp_path / "data").mkdir()
         (tmp_path / "data/a.txt").write_text("abc")

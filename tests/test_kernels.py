@@ -75,7 +75,8 @@ def test_papermill_and_jupyter_execute_agree(executed: tuple[Path, dict], tmp_pa
     prepared = tmp_path / "prepared.ipynb"
     done = run([BIN / "papermill", "--prepare-only", KERNEL, prepared, *pairs], tmp_path)
     assert done.returncode == 0, done.stderr
-    done = run([BIN / "jupyter", "execute", "--inplace", prepared], tmp_path)
+    cold = {"JUPYTER_PATH": ""}  # as a person begins it: a kernel that imports all by itself
+    done = run([BIN / "jupyter", "execute", "--inplace", prepared], tmp_path, **cold)
     assert done.returncode == 0, done.stderr
     ours = accuracy(Path(executed[1]["folder"]) / "notebook.ipynb")
     assert accuracy(plain) == accuracy(prepared) == ours

@@ -1,12 +1,13 @@
 """Processes that begin with their libraries imported: a parent imports them once and forks a child for each command.
 
 `run` and `Popen` are those of subprocess, for commands of this Python: `-c PROGRAM`, `-m MODULE`, with `-W` before
-them. A child is a process like any other, with its own environment, folder, streams, signals and exit code; what it
+them. Kernels of Jupyter begin in the same way, whoever asks for them: a kernelspec on JUPYTER_PATH says so. A child is a process like any other, with its own environment, folder, streams, signals and exit code; what it
 does not do again is the import of `LIBRARIES`. No module of mlkit is among these: what is tested is imported anew.
 The parents are shared by all workers of a test run, begun when they are first asked for, and end with it.
 """
 
 import atexit
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -15,6 +16,7 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +35,7 @@ FOLDER = "WARM_FOLDER"  # the variable that names where the parents of this test
 LIBRARIES = {
     "light": "fastapi httptools httpx multiprocessing.spawn numpy onnxruntime PIL.Image prometheus_client "
     "pydantic_settings rich.progress starlette.middleware.cors tokenizers typer uvicorn uvloop",
-    "heavy": "fastai.vision.all fastai.tabular.all fastai.text.all fastapi matplotlib.pyplot nbdev.test onnx.parser "
+    "heavy": "fastai.vision.all fastai.tabular.all fastai.text.all fastapi debugpy IPython.core.interactiveshell jupyter_client.session matplotlib.pyplot nbdev.test onnx.parser "
     "onnxruntime onnxscript pandas pydantic_settings rich.progress safetensors.torch sklearn.datasets "
     "sklearn.ensemble sklearn.linear_model sklearn.model_selection sklearn.tree timm tokenizers typer uvicorn",
 }
@@ -42,7 +44,31 @@ LIBRARIES = {
 def begin() -> None:
     "Let parents be begun by this process and by those that inherit its environment."
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="warm-")
-    Path(os.environ[FOLDER], "owner").write_text(str(os.getpid()))
+    folder = Path(os.environ[FOLDER])
+    (folder / "owner").write_text(str(os.getpid()))
+    if not COUNTED:
+        _name_kernel(folder)
+
+
+def _name_kernel(folder: Path) -> None:
+    "Let whoever inherits the environment of this process find a kernel that is a child of the parent there."
+    (folder / "kernels/python3").mkdir(parents=True)
+    command = [sys.executable, "-I", __file__, "kernel", folder, "{connection_file}"]
+    spec = {"argv": list(map(str, command)), "display_name": "Python 3", "language": "python"}
+    (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+    paths = [str(folder), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(paths)
+
+
+def seat(folder: str) -> None:
+    "Let the kernel that this process begins be a fork of it as it is now: of its network, its packages, its variables."
+    Path(folder, "owner").write_text(str(os.getpid()))
+    _name_kernel(Path(folder))
+    if os.fork() == 0:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        _listen(f"{folder}/heavy.socket", list(warnings.filters))
 
 
 def end() -> None:
@@ -50,9 +76,7 @@ def end() -> None:
     folder = Path(os.environ.pop(FOLDER))
     for said in folder.glob("*.pid"):
         os.kill(int(said.read_text()), signal.SIGKILL)
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
 
 
 def _connect(kind: str) -> socket.socket:
@@ -78,10 +102,10 @@ def _connect(kind: str) -> socket.socket:
 
 
 class Popen(subprocess.Popen):
-    "A child of a warm parent; `kind` says of which."
+    "A child of a warm parent; `kind` says of which, `tied` whether it is killed when this process ends."
 
-    def __init__(self, args: Any, *, kind: str = "heavy", **options: Any):
-        self.kind = kind
+    def __init__(self, args: Any, *, kind: str = "heavy", tied: bool = False, **options: Any):
+        self.kind, self.tied = kind, tied
         super().__init__(args, **options)
 
     def _execute_child(  # what subprocess calls when the pipes are made
@@ -99,6 +123,7 @@ class Popen(subprocess.Popen):
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
             "session": start_new_session,
+            "tied": self.tied,
         }
         inherited = zip((p2cread, c2pwrite, errwrite), (0, 1, 2), strict=True)
         streams = [own if pipe == -1 else pipe for pipe, own in inherited]
@@ -155,27 +180,54 @@ def run(
     return done
 
 
+def _kernel(folder: str, file: str, *more: str) -> int:
+    "Be, for whoever began this process, the kernel that a child of the parent is: signals pass, and both end together."
+    os.environ[FOLDER] = folder
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", file, *more]
+    began, kernel = os.getppid(), Popen(command, tied=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: os.kill(kernel.pid, n))
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return kernel.wait(1)
+        if os.getppid() != began:
+            return 1
+
+
 def _asked(args: list[str]) -> dict[str, Any]:
-    if args[0] != sys.executable:
-        raise ValueError(f"{args[0]} is not this Python")
     rest, filters = args[1:], []
     while rest[0] == "-W":
         filters, rest = [*filters, rest[1]], rest[2:]
     if rest[0] not in ("-c", "-m"):
         raise ValueError(f"{rest[0]}: -c and -m can be said, and -W before them")
-    return {"filters": filters, "how": rest[0], "what": rest[1], "words": rest[2:]}
+    other = None if args[0] == sys.executable else args[0]
+    return {
+        "python": other,
+        "filters": filters,
+        "how": rest[0],
+        "what": rest[1],
+        "words": rest[2:],
+    }
 
 
 # ---------------------------------------------------------------- the parent
 
 
 def _parent(kind: str, address: str) -> None:
-    "Import, listen, and fork; return in a child, when it is to become what was asked."
     usual = list(warnings.filters)
     for name in LIBRARIES[kind].split():
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is there is not touched again, so the children share it
+    _listen(address, usual)
+
+
+def _listen(
+    address: str,  # of the socket, beside a file that says whose this process is
+    usual: list,  # the filters of warnings that a new process has
+) -> None:
+    "Fork for each that asks, until the owner is gone; a child becomes what was asked."
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     owner = int(Path(address).with_name("owner").read_text())
     with socket.socket(socket.AF_UNIX) as listener:
@@ -184,7 +236,10 @@ def _parent(kind: str, address: str) -> None:
         os.rename(address + ".new", address)
         while True:
             if not select.select([listener], [], [], 1)[0]:
-                os.kill(owner, 0)  # raises when it is gone
+                try:
+                    os.kill(owner, 0)
+                except ProcessLookupError:
+                    os._exit(0)
                 continue
             caller, _ = listener.accept()
             if os.fork() == 0:
@@ -202,6 +257,7 @@ def _in_between(caller: socket.socket) -> dict[str, Any]:
     left, told = int.from_bytes(length, "little"), b""
     while len(told) < left:
         told += caller.recv(left - len(told))
+    asked = json.loads(told)
     child = os.fork()
     if child == 0:
         caller.close()
@@ -211,13 +267,16 @@ def _in_between(caller: socket.socket) -> dict[str, Any]:
         for number in range(3):
             os.dup2(number + 100, number)
             os.close(number + 100)
-        return json.loads(told)
+        return asked
     for stream in streams:
         os.close(stream)
     for number in range(3):
         os.close(number)
     try:
         caller.send(child.to_bytes(8, "little"))
+        ended = os.pidfd_open(child)
+        if asked["tied"] and ended not in select.select([ended, caller], [], [])[0]:
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         caller.send(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
     finally:
@@ -247,14 +306,44 @@ def _prepare(asked: dict[str, Any], usual: list) -> None:
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if asked["what"] == "ipykernel_launcher":
+        _see_a_notebook()
     if (
         "torch" in sys.modules
     ):  # as if nothing had been drawn: each process begins with the same seed
         sys.modules["torch"].manual_seed(sys.modules["torch"].initial_seed())
+    if asked["python"]:
+        _become(asked["python"])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     own = asked["cwd"] if asked["how"] == "-m" else ""
     sys.path[:] = [own, *(p for p in paths if p and p not in sys.path), *sys.path[1:]]
     importlib.invalidate_caches()
+
+
+def _see_a_notebook() -> None:
+    "Make good what libraries look for once, when they are imported: whether this is a notebook."
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcParams["backend"] = os.environ["MPLBACKEND"]
+        sys.modules.pop("matplotlib_inline.backend_inline", None)
+    bars = vars(sys.modules.get("fastprogress.fastprogress", types))
+    there = {
+        "master_bar": bars.get("NBMasterBar"),
+        "progress_bar": bars.get("NBProgressBar"),
+        **dict.fromkeys(("IN_IPYTHON", "IN_JUPYTER", "IN_NOTEBOOK"), True),
+    }
+    for module in list(sys.modules.values()):
+        for name in there.keys() & vars(module).keys():
+            setattr(module, name, there[name])
+
+
+def _become(python: str) -> None:
+    "Find modules where another interpreter of this version, which has the same libraries, finds them."
+    program = "import json, sys; print(json.dumps([sys.prefix, sys.path]))"
+    done = subprocess.run([python, "-c", program], check=True, capture_output=True)
+    sys.prefix, sys.path[:] = json.loads(done.stdout)
+    sys.exec_prefix, sys.executable = sys.prefix, python
+    own = [f for f in sys.meta_path if "__editable__" in getattr(f, "__module__", "")]
+    sys.meta_path[:] = [f for f in sys.meta_path if f not in own]
 
 
 def _done(asked: dict[str, Any]) -> int:
@@ -296,4 +385,6 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "kernel":
+        sys.exit(_kernel(*sys.argv[2:]))
     _parent(*sys.argv[1:])
