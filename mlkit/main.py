@@ -1453,11 +1453,12 @@ def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
 
     chosen = [
         "model.name=digits",
+        "model.arch=test_resnet",  # timm's smallest: half a minute, where resnet18 takes two
         "model.pretrained=false",
         "data.source=sklearn:digits",
         "data.size=32",
         "data.flip=false",
-        "train.epochs=8",
+        "train.epochs=12",
     ]
     settings = _load([*chosen, *(set_ or [])])
     with _stdout_to_stderr(json_):

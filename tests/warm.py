@@ -33,11 +33,15 @@ from typing import Any
 COUNTED = "COVERAGE_PROCESS_CONFIG" in os.environ  # then each process begins by itself
 FOLDER = "WARM_FOLDER"  # the variable that names where the parents of this test run listen
 LIBRARIES = {
-    "light": "fastapi httptools httpx multiprocessing.spawn numpy onnxruntime PIL.Image prometheus_client "
-    "pydantic_settings rich.progress starlette.middleware.cors tokenizers typer uvicorn uvloop",
-    "heavy": "fastai.vision.all fastai.tabular.all fastai.text.all fastapi debugpy IPython.core.interactiveshell jupyter_client.session matplotlib.pyplot nbdev.test onnx.parser "
-    "onnxruntime onnxscript pandas pydantic_settings rich.progress safetensors.torch sklearn.datasets "
-    "sklearn.ensemble sklearn.linear_model sklearn.model_selection sklearn.tree timm tokenizers typer uvicorn",
+    "light": "fastapi httptools httpx multiprocessing.spawn numpy onnxruntime PIL.Image "
+    "prometheus_client pydantic_settings rich.progress starlette.middleware.cors tokenizers "
+    "typer uvicorn uvloop",
+    "heavy": "debugpy fastai.tabular.all fastai.text.all fastai.vision.all fastapi "
+    "IPython.core.interactiveshell jupyter_client.session matplotlib.pyplot nbdev.test "
+    "onnx.parser onnxruntime onnxscript.function_libs.torch_lib.ops onnxscript.optimizer "
+    "pandas pydantic_settings rich.progress safetensors.torch sklearn.datasets "
+    "sklearn.ensemble sklearn.linear_model sklearn.model_selection sklearn.tree timm "
+    "tokenizers torch._dynamo torch.export typer uvicorn",
 }
 
 
