@@ -164,7 +164,7 @@ class Standin:
         *,
         cold: bool = False,  # whether all that a session imports is imported by itself
     ):
-        self.folder, self.cold = folder, cold or warm.COUNTED or warm.FOLDER not in os.environ
+        self.folder, self.cold = folder, cold or warm.FOLDER not in os.environ
         self.kernels: dict[str, list[Version]] = {}
         self.titles: dict[str, str] = {}
         self.datasets: dict[str, Dataset] = {}

@@ -39,7 +39,7 @@ CHECK = re.compile(r"\b(assert|test_eq|test_close|expect_fail)\b")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLKIT_", "PYTEST"))}
-    program = AS_MODULE + TEST if warm.COUNTED else TEST
+    program = AS_MODULE + TEST if warm.COUNTED in os.environ else TEST
     command, run = [sys.executable, "-c", program, notebook], warm.run
     if notebook == NOTEBOOKS[0]:  # one as a person does it
         command, run = [Path(sys.executable).with_name("nbdev-test"), notebook], subprocess.run

@@ -30,7 +30,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-COUNTED = "COVERAGE_PROCESS_CONFIG" in os.environ  # then each process begins by itself
+COUNTED = "COVERAGE_PROCESS_CONFIG"  # the variable that says that lines are counted, and how
 FOLDER = "WARM_FOLDER"  # the variable that names where the parents of this test run listen
 LIBRARIES = {
     "light": "fastapi httptools httpx multiprocessing.spawn numpy onnxruntime PIL.Image "
@@ -50,8 +50,7 @@ def begin() -> None:
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="warm-")
     folder = Path(os.environ[FOLDER])
     (folder / "owner").write_text(str(os.getpid()))
-    if not COUNTED:
-        _name_kernel(folder)
+    _name_kernel(folder)
 
 
 def _name_kernel(folder: Path) -> None:
@@ -93,7 +92,8 @@ def _connect(kind: str) -> socket.socket:
             command = [sys.executable, "-W", "ignore", __file__, kind, address]
             with open(folder / f"{kind}.log", "w") as log:
                 pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-                started = subprocess.Popen(command, start_new_session=True, **pipes)
+                env = {k: v for k, v in os.environ.items() if k != COUNTED}
+                started = subprocess.Popen(command, start_new_session=True, env=env, **pipes)
             (folder / f"{kind}.pid").write_text(str(started.pid))
             while not address.exists():
                 if started.poll() is not None:
@@ -117,12 +117,6 @@ class Popen(subprocess.Popen):
         creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
         restore_signals, gid, gids, uid, umask, start_new_session, process_group=-1,
     ) -> None:  # fmt: skip
-        if COUNTED:
-            return super()._execute_child(
-                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
-                creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
-                restore_signals, gid, gids, uid, umask, start_new_session, process_group,
-            )  # fmt: skip
         asked = _asked([os.fspath(a) for a in args]) | {
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
@@ -140,11 +134,9 @@ class Popen(subprocess.Popen):
         self.pid = int.from_bytes(self.parent.recv(8, socket.MSG_WAITALL), "little")
 
     def _internal_poll(self, *args: Any, **options: Any) -> int | None:
-        return super()._internal_poll(*args, **options) if COUNTED else self._ended(0)
+        return self._ended(0)
 
     def _wait(self, timeout: float | None) -> int:
-        if COUNTED:
-            return super()._wait(timeout)
         if self._ended(timeout) is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
@@ -295,6 +287,8 @@ def _prepare(asked: dict[str, Any], usual: list) -> None:
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
+    if COUNTED in os.environ:
+        importlib.import_module("coverage").process_startup()
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)
