@@ -18,21 +18,22 @@ QUICK = {
     "test_registry",
     "test_sync",
 }  # some seconds each
+# more than ten seconds each, and why: run when they or their own module change, not for what they import
 LONG = {
-    "01_cluster",
-    "04_train",
-    "05_doubts",
-    "05_evaluate",
-    "05_report",
-    "07_words",
-    "08_confine",
-    "08_export",
-    "08_foreign",
-    "12_notebook",
-    "13_kaggle",
-    "14_main",
-    "15_tour",
-}  # more than ten seconds each: run when they or their own module change, not for what they import
+    "01_cluster": "begins a cluster",
+    "04_train": "some fourteen fits, for what they leave in each way of ending; pictures with three other targets",
+    "05_doubts": "a fit with flipped labels, and its features",
+    "05_evaluate": "a fit, and thousands of drawn evaluations for the calibration",
+    "05_report": "a fit, and its card",
+    "07_words": "compared with spaCy, word by word",
+    "08_confine": "a sandbox for each thing that is refused",
+    "08_export": "seven exports, each traced by torch.onnx, one of them loaded where there is no mlkit",
+    "08_foreign": "converts in a sandbox, which imports fastai",
+    "12_notebook": "runs notebooks, in grids",
+    "13_kaggle": "a dry run, with an environment of its own",
+    "14_main": "the whole way, once",
+    "15_tour": "the whole way, step by step, with all that it shows",
+}
 
 
 def changed_files(ref: str) -> set[str]:

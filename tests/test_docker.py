@@ -12,6 +12,7 @@ import httpx
 from conftest import ROOT, picture
 
 
+# 40 s: an environment is made and installed into
 def test_the_installation_line_of_the_image(models: Path, tmp_path: Path) -> None:
     text = (ROOT / "Dockerfile").read_text()
     source = tmp_path / "src"

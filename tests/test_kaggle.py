@@ -969,6 +969,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+# 35 s: trains, exports and serves, with the process that a person begins
 def test_from_a_folder_to_an_answer_by_way_of_kaggle(
     site: Standin,
     settings: Settings,
@@ -1147,6 +1148,7 @@ def test_a_failed_kernel_is_a_failed_command(notebook: Callable, variables: dict
     assert "kaggle attach" in done.stdout and "kaggle.com/code" in done.stdout
 
 
+# 40 s: four kernels train, evaluate and export
 def test_the_same_grid_gives_the_same_table(
     site: Standin, variables: dict[str, str], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1195,6 +1197,7 @@ def test_one_that_fails_stops_no_other_and_a_killed_grid_goes_on(
     assert len(site.kernels[ref]) == 4 + again
 
 
+# 55 s: two sessions train, evaluate and export, and a bundle is made of each
 def test_a_time_budget_stops_and_the_next_push_goes_on(
     site: Standin, variables: dict[str, str], settings: Settings
 ) -> None:

@@ -37,6 +37,7 @@ def accuracy(notebook: Path) -> str:
     return re.search(r"accuracy ([\d.]+) \(.*\) on \d+ examples", shown)[1]
 
 
+# 25 s: a fit with its learning rate, its plots and its export
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     "`mlkit run` from a folder that has nothing to do with the repository."
@@ -69,6 +70,7 @@ def test_executed_notebook_shows_pictures(executed: tuple[Path, dict]) -> None:
     assert len(pictures) >= 5, "batch, learning rate, history, confusion, top losses"
 
 
+# 50 s: the same two times more, once in a kernel that imports all by itself
 def test_papermill_and_jupyter_execute_agree(executed: tuple[Path, dict], tmp_path: Path) -> None:
     "The same seed gives the same accuracy by plain papermill and by jupyter execute."
     plain = tmp_path / "plain.ipynb"

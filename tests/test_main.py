@@ -62,6 +62,7 @@ def leftovers(folder: Path) -> list[str]:
 # ---------------------------------------------------------------- the whole way
 
 
+# 45 s: what a person types first, with nothing imported before
 def test_demo(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     done = mlkit("demo", "--json", cwd=tmp_path, run=subprocess.run, MLKIT_PATHS__CACHE=cache)

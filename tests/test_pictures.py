@@ -122,6 +122,7 @@ class Trained:
         return {name: np.load(self.folder / f"{name}.npy") for name in self.said}
 
 
+# 50 s: three fits of fourteen epochs, for answers that can be told from chance
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("pictures"))

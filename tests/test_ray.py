@@ -54,6 +54,7 @@ def whole(out: Path) -> pyarrow.Table:
     return pyarrow.concat_tables(parquet.read_table(path) for path in parts(out))
 
 
+# 30 s: 75 shards, and the death of a node is noticed after seconds
 def test_the_rows_are_those_of_the_local_command_though_a_node_is_lost(
     cluster: Any, models: Path, seen: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_masks_are_those_of_the_local_command(cluster: Any, kinds: Path, seen: P
     assert here.drop_columns("mask").equals(there.drop_columns("mask"))
 
 
+# 25 s: 75 shards, in two commands, each of which brings workers to life
 def test_what_is_interrupted_goes_on(cluster: Any, models: Path, seen: Path) -> None:
     out, words = seen.parent / "out", on(cluster, "--out", "out")
     begun = warm.Popen(

@@ -58,6 +58,7 @@ def run(folder: Path, *words: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+# 30 s: each command brings workers of its own to life
 def test_grid_on_a_cluster(hill: Path, cluster: Any) -> None:
     "Records and outputs are as they are locally; what is done is not done again."
     words = "--grid", "x=2,9,4", "--json", "--on", "ray", "--address", cluster.address
@@ -82,6 +83,7 @@ def test_grid_on_a_cluster(hill: Path, cluster: Any) -> None:
     assert [a["id"] == b["id"] for a, b in zip(first, again, strict=True)] == [True, False, True]
 
 
+# 30 s: the death of a node is noticed after seconds, and its run begun again
 def test_a_node_dies(hill: Path, cluster: Any) -> None:
     "The grid is complete all the same; the run of the dead node was begun again, elsewhere."
     node = cluster.add_node(num_cpus=1, resources={"doomed": 1})
@@ -106,6 +108,7 @@ def test_a_node_dies(hill: Path, cluster: Any) -> None:
 SEARCH = "--grid", "x=0..8", "--grid", "side=left,right", "--search", "6"
 
 
+# on Ray 30 s: six runs, of two seconds so that they can be stopped
 @pytest.mark.parametrize("on", ["local", "ray"])
 def test_search(hill: Path, on: str, request: pytest.FixtureRequest) -> None:
     "The best is first, a poor run is stopped, and the command that repeats the best is told."

@@ -74,6 +74,7 @@ def test_two_processes_do_what_one_does(folder: Path, alone: list[float]) -> Non
     assert found == pytest.approx(alone, rel=1e-5)
 
 
+# 50 s: two workers import fastai, and wait for one another at each step
 def test_two_workers_of_a_cluster_do_what_one_does(
     folder: Path, alone: list[float], cluster: Any
 ) -> None:

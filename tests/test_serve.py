@@ -766,6 +766,7 @@ def test_a_full_disk_stops_only_the_log(start: Callable) -> None:
         assert ask(server, b"text").status_code == 415 and is_ready(server)
 
 
+# 20 s each: twenty pictures of 64 megapixels are decoded
 @pytest.mark.parametrize("resize", ["squish", "pad"])
 def test_the_largest_pictures_stay_within_the_memory(
     resize: str, start: Callable, tmp_path: Path
@@ -798,6 +799,7 @@ def test_the_largest_pictures_stay_within_the_memory(
 # ---------------------------------------------------------------- other people's clients
 
 
+# 20 s: some hundred generated requests for each operation
 def test_it_is_as_its_description_says(server: Server, tmp_path: Path) -> None:
     there = Path(__file__).parent
     command = [
