@@ -52,7 +52,6 @@ test: lint browser
 soak: install
 	$(BIN)/pytest tests/whole_fleet.py
 
-# without warm processes, so that each begins to count by itself
 coverage: install browser
 	rm -rf .coverage_data && mkdir .coverage_data
 	$(BIN)/coverage run -m pytest -n $(WORKERS)
