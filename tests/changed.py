@@ -15,8 +15,10 @@ QUICK = {
     "test_batch",
     "test_changed",
     "test_kaggle_server",
+    "test_refusals",
     "test_registry",
     "test_sync",
+    "test_terminal",
 }  # some seconds each
 # more than ten seconds each, and why: run when they or their own module change, not for what they import
 LONG = {
