@@ -44,7 +44,7 @@ def seen(tmp_path: Path) -> Path:
 
 def test_predictions_are_a_table_and_progress_a_bar(models: Path, seen: Path) -> None:
     place = "--set", f"paths.models={models}"
-    code, text = typed("predict", "color", seen, *place, cwd=seen.parent)
+    code, text = typed("predict", "color", seen.name, *place, cwd=seen.parent)
     assert code == 0, text
     for name, label in COLORS.items():
         assert re.search(rf"│ \S*{name}\.png +│ {label} +│ 0\.\d+ ", text), text
@@ -53,7 +53,7 @@ def test_predictions_are_a_table_and_progress_a_bar(models: Path, seen: Path) ->
 
 def test_a_file_is_written_and_the_bar_says_how_far(models: Path, seen: Path) -> None:
     place = "--set", f"paths.models={models}"
-    code, text = typed("predict", "color", seen, "--out", "out.csv", *place, cwd=seen.parent)
+    code, text = typed("predict", "color", seen.name, "--out", "out.csv", *place, cwd=seen.parent)
     assert code == 0, text
     assert len((seen.parent / "out.csv").read_text().splitlines()) == 4
     assert "3 rows" in text or "3 inputs" in text, text
