@@ -17,6 +17,7 @@ from mlkit.config import SettingsError, load_settings, settings_file
 from mlkit.kaggle import describe_kernel
 from mlkit.notebook import NotebookError, find_parameters
 from mlkit.preprocess import DataError
+from mlkit.registry import Registry
 from mlkit.runs import Run, RunError, read_events, read_run
 from mlkit.search import search
 from mlkit.texts import audit, read_texts
@@ -232,3 +233,14 @@ def test_metadata_that_is_not_json(notebook: Path) -> None:
         describe_kernel(notebook, "me", settings)
     about.write_text(json.dumps({"id": "me/other", "code_file": "other.ipynb", "title": "Other"}))
     assert describe_kernel(notebook, "me", settings)["id"] == "me/mlkit-hill", "another notebook's"
+
+
+def test_no_way_back_to_a_version_that_was_altered(color_bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for _ in range(2):
+        registry.promote(registry.add(color_bundle, name="color").ref)
+    graph = tmp_path / "color/1/model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"model.onnx \(altered\)"):
+        registry.rollback("color")
+    assert registry.resolve("color").version == 2, "what is in production stays"
