@@ -1,9 +1,9 @@
 """Processes that begin with their libraries imported: a parent imports them once and forks a child for each command.
 
 `run` and `Popen` are those of subprocess, for commands of this Python: `-c PROGRAM`, `-m MODULE`, with `-W` before
-them. Kernels of Jupyter begin in the same way, whoever asks for them: a kernelspec on JUPYTER_PATH says so. A child is a process like any other, with its own environment, folder, streams, signals and exit code; what it
-does not do again is the import of `LIBRARIES`. No module of mlkit is among these: what is tested is imported anew.
-The parents are shared by all workers of a test run, begun when they are first asked for, and end with it.
+them. Kernels of Jupyter begin in the same way, whoever asks for them: a kernelspec on JUPYTER_PATH says so. A child
+is a process like any other, with its own environment, folder, streams, signals and exit code; what it does not do
+again is the import of `LIBRARIES`. No module of mlkit is among these: what is tested is imported anew. The parents are shared by all workers of a test run, begun when they are first asked for, and end with it.
 """
 
 import atexit
@@ -197,9 +197,8 @@ def _asked(args: list[str]) -> dict[str, Any]:
         filters, rest = [*filters, rest[1]], rest[2:]
     if rest[0] not in ("-c", "-m"):
         raise ValueError(f"{rest[0]}: -c and -m can be said, and -W before them")
-    other = None if args[0] == sys.executable else args[0]
     return {
-        "python": other,
+        "python": args[0],
         "filters": filters,
         "how": rest[0],
         "what": rest[1],
@@ -310,7 +309,7 @@ def _prepare(asked: dict[str, Any], usual: list) -> None:
         "torch" in sys.modules
     ):  # as if nothing had been drawn: each process begins with the same seed
         sys.modules["torch"].manual_seed(sys.modules["torch"].initial_seed())
-    if asked["python"]:
+    if asked["python"] != sys.executable:
         _become(asked["python"])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     own = asked["cwd"] if asked["how"] == "-m" else ""
@@ -340,8 +339,9 @@ def _become(python: str) -> None:
     done = subprocess.run([python, "-c", program], check=True, capture_output=True)
     sys.prefix, sys.path[:] = json.loads(done.stdout)
     sys.exec_prefix, sys.executable = sys.prefix, python
-    own = [f for f in sys.meta_path if "__editable__" in getattr(f, "__module__", "")]
-    sys.meta_path[:] = [f for f in sys.meta_path if f not in own]
+    sys.meta_path[:] = [
+        f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")
+    ]
 
 
 def _done(asked: dict[str, Any]) -> int:
