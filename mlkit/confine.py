@@ -8,6 +8,7 @@ __all__ = ['lock_files', 'missing', 'ConfineError', 'Limits', 'run_confined']
 # %% ../nbs/08_confine.ipynb #1d367271
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -237,9 +238,11 @@ def _children(pid: int) -> list[int]:
 
 
 def _sizes(places: Sequence[Path]) -> Iterator[int]:
-    for path in (p for place in places for p in [place, *place.rglob("*")]):
-        with suppress(OSError):  # gone meanwhile
-            yield path.lstat().st_size
+    for place in places:  # os.walk, unlike rglob, goes on where a folder is gone meanwhile
+        inside = (Path(at, n) for at, folders, files in os.walk(place) for n in folders + files)
+        for path in itertools.chain([place], inside):
+            with suppress(OSError):
+                yield path.lstat().st_size
 
 
 def _why(code: int) -> str:
