@@ -511,7 +511,6 @@ def of_plain(job: Job, options: dict) -> None:
 
 
 def serving(job: Job) -> None:
-    find_libraries()
     CACHE.mkdir(parents=True, exist_ok=True)
     arch, size = job.sizes.served
     made = make_pictures(job.here / "made", 400 if job.gpu else 60, (400, 533))
@@ -813,6 +812,7 @@ PARTS = {
 def main() -> None:
     name, told = sys.argv[1], json.loads(sys.argv[2])
     job = Job(told)
+    find_libraries()
     threading.Thread(target=functools.partial(last_words, job), daemon=True).start()
     try:
         PARTS[name](job)

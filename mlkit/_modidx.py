@@ -512,6 +512,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlkit.express.OtherInputs': ('express.html#otherinputs', 'mlkit/express.py'),
                                'mlkit.express.activation': ('express.html#activation', 'mlkit/express.py'),
                                'mlkit.express.answers': ('express.html#answers', 'mlkit/express.py'),
+                               'mlkit.express.exact': ('express.html#exact', 'mlkit/express.py'),
                                'mlkit.express.output_kind': ('express.html#output_kind', 'mlkit/express.py'),
                                'mlkit.express.outputs': ('express.html#outputs', 'mlkit/express.py')},
             'mlkit.fleet': { 'mlkit.fleet.Fleet': ('fleet.html#fleet', 'mlkit/fleet.py'),
