@@ -442,6 +442,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlkit.engine._Job.__post_init__': ('engine.html#_job.__post_init__', 'mlkit/engine.py'),
                               'mlkit.engine._Job.fail': ('engine.html#_job.fail', 'mlkit/engine.py'),
                               'mlkit.engine._Job.resolve': ('engine.html#_job.resolve', 'mlkit/engine.py'),
+                              'mlkit.engine._find_cuda': ('engine.html#_find_cuda', 'mlkit/engine.py'),
                               'mlkit.engine._largest_batch': ('engine.html#_largest_batch', 'mlkit/engine.py'),
                               'mlkit.engine._measure': ('engine.html#_measure', 'mlkit/engine.py'),
                               'mlkit.engine._quota': ('engine.html#_quota', 'mlkit/engine.py'),
