@@ -72,7 +72,7 @@ class Job:
 
     def __init__(self, told: dict):
         self.device, self.rows = told["device"], Path(told["rows"])
-        self.until = time.monotonic() + told["seconds"]
+        self.until = told["until"]
         self.photographs, self.weights = Path(told["photographs"]), Path(told["weights"])
         self.gpu = self.device == "cuda"
         self.sizes = Sizes() if self.gpu else TOY
@@ -91,7 +91,7 @@ class Job:
 
     def attempt(self, what: str, function: Callable, *arguments, needs: float = 5):
         "Return what the function gives, or None where it fails or there is no time; the others go on."
-        if self.until - time.monotonic() < needs:
+        if self.until - time.time() < needs:
             return self.tell(what, note="left out: no time")
         try:
             return function(*arguments)
@@ -376,7 +376,7 @@ def rates(job: Job, parts, arch: str, size: int) -> None:
     top, _ = limit(job, parts, arch, size, done.precision)
     job.tell(f"{name}: synthetic step", top, "pictures/s")
     job.tell(f"{name}: of the synthetic step", ours / top, bar=(">=", 0.9))
-    if job.until - time.monotonic() < 6:
+    if job.until - time.time() < 6:
         return
     learn, dls, settings = prepared(job, parts, arch, size)
     clock, learn = Clock(job), plain(dls, settings)
@@ -768,7 +768,7 @@ def two(job: Job) -> None:
         (folder / "task.json").write_text(json.dumps(told | {"where": str(job.here)}))
         began = time.perf_counter()
         ranks = [subprocess.Popen(**of_rank(job, folder, rank)) for rank in (0, 1)]
-        codes = [one.wait(max(1, job.until - time.monotonic())) for one in ranks]
+        codes = [one.wait(max(1, job.until - time.time())) for one in ranks]
         seconds = time.perf_counter() - began
     if any(codes):
         said = "\n".join(p.read_text()[-2500:] for p in sorted(folder.glob("error-*.json")))
@@ -825,7 +825,7 @@ def main() -> None:
 
 def last_words(job: Job) -> None:
     "Say where the part is when its time is over."
-    time.sleep(max(0, job.until - time.monotonic()))
+    time.sleep(max(0, job.until - time.time()))
     frames = sys._current_frames()
     where = traceback.format_stack(frames[threading.main_thread().ident])
     job.tell("time is over", note="it stood in the code that the JSON names", error="".join(where))

@@ -49,7 +49,7 @@ def run_part(name: str, seconds: float, args: argparse.Namespace, save) -> dict:
     with tempfile.TemporaryDirectory() as tmp:
         found, log = Path(tmp) / "rows.jsonl", Path(tmp) / "log"
         told = {
-            "seconds": seconds - 2,
+            "until": time.time() + seconds - 2,
             "rows": str(found),
             "device": args.device,
             "photographs": str(args.photographs.resolve()),
