@@ -7,7 +7,11 @@ __all__ = ['cores', 'EngineError', 'Engine', 'OnnxRuntime', 'OpenVino', 'Probe',
            'Closed', 'Heavy', 'Done', 'Batcher']
 
 # %% ../nbs/07_engine.ipynb #02cfbf71
+import contextlib
+import functools
 import importlib.util
+import io
+import logging
 import math
 import os
 import threading
@@ -23,6 +27,8 @@ import numpy as np
 import onnxruntime as ort
 
 from .config import MlkitError
+
+_LOG = logging.getLogger("mlkit.engine")
 
 # %% ../nbs/07_engine.ipynb #e10209cc
 def cores(
@@ -69,6 +75,14 @@ class Engine(Protocol):
         ...
 
 
+@functools.cache
+def _find_cuda() -> str:
+    "Load CUDA's libraries from where pip has put them, and return what ONNX Runtime says about it."
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        getattr(ort, "preload_dlls", lambda: None)()  # onnxruntime-gpu 1.21
+    return said.getvalue()
+
+
 class OnnxRuntime:
     "The engine that is always there; with `onnxruntime-gpu` in place of `onnxruntime` also on CUDA."
 
@@ -93,12 +107,17 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
         exact = {"use_tf32": "0"} if cuda else {}  # else fewer digits than the Learner has
+        if cuda:
+            _find_cuda()
         try:
             session = ort.InferenceSession(graph, options, providers=[(provider, exact)])
         except Exception as e:  # ONNX Runtime's errors share no root
             raise EngineError(f"ONNX Runtime cannot load the graph: {e}") from e
         if provider not in session.get_providers():
-            raise EngineError("ONNX Runtime found no GPU that it can use; serve with engine=auto")
+            why = _find_cuda().partition("\n")[0] or "its own log says more"
+            raise EngineError(
+                f"ONNX Runtime found no GPU that it can use ({why}); serve with engine=auto"
+            )
         return session
 
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -241,9 +260,10 @@ def choose(
             engine = open_engine(name, graph, cores())
             sizes = (1, 4, 16, 64) if engine.device == "GPU" else (1, 4)
             rates[name] = _measure(engine, example, sizes, seconds)
-        except Exception:  # an extra engine that cannot is passed over; the last one's word counts
+        except Exception as e:  # an extra engine that cannot is passed over, and it is said
             if wanted != "auto" or name == "onnxruntime":
                 raise
+            _LOG.warning("%s is here and cannot be used: %s", name, str(e).partition("\n")[0])
             continue
         if best is None or max(rates[name].values()) > 1.05 * best[0]:
             best = max(rates[name].values()), engine

@@ -1496,7 +1496,9 @@ def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
 def _difference(
     learn: "Learner", files: Sequence[Path], answers: Sequence[dict[str, Any]]
 ) -> float:
-    with learn.no_bar():
+    from mlkit.express import exact
+
+    with learn.no_bar(), exact():
         theirs = learn.get_preds(dl=learn.dls.test_dl(list(files)))[0].tolist()
     labels = [str(v) for v in learn.dls.vocab]
     return max(

@@ -121,6 +121,20 @@ def _unsayable(transform: Any, where: str) -> ExportError:
         name,
     )
 
+# %% ../nbs/03_pictures.ipynb #084d9980
+class _Greatest(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax((2, 3), keepdim=True)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    "Return the layer, or one that does the same and that torch's exporter takes."
+    if isinstance(layer, ToTensorBase):  # a type for fastai
+        return nn.Identity()
+    if isinstance(layer, nn.AdaptiveMaxPool2d) and layer.output_size in (1, (1, 1)):
+        return _Greatest()  # torch 2.11 cannot export the layer, and newer ones can
+    return layer
+
 # %% ../nbs/03_pictures.ipynb #99e167df
 def vocab(
     learn: Learner,
@@ -139,10 +153,8 @@ def network(
     model = copy.deepcopy(learn.model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(
-                child, ToTensorBase
-            ):  # a type for fastai; torch's exporter stumbles over it
-                setattr(module, name, nn.Identity())
+            if (plain := _plain(child)) is not child:
+                setattr(module, name, plain)
     return nn.Sequential(model, express.activation(learn))
 
 
