@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.learner import Learner
+from onnxscript import ir
 
 from .bundle import Golden, InputError, Int8, OneLabel, Output, Parity, write_bundle
 from .express import ExportError, output_kind
@@ -43,17 +44,18 @@ def write_onnx(
             log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 network,
                 (data.example(learn),),
-                str(path),
                 input_names=["inputs"],
                 output_names=["outputs"],
                 dynamic_shapes=(data.dynamic(learn),),
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
+        for node in ir.traversal.RecursiveGraphIterator(program.model.graph):
+            node.metadata_props.clear()  # stack traces, with the paths of this machine
+        program.save(str(path), external_data=False)
     except ExportError:
         raise
     except Exception as e:  # the exporter's errors share no root, and are pages long
