@@ -59,7 +59,7 @@ coverage: install browser
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 lab: install
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. nbs/15_tour.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. nbs/01_tour.ipynb
 
 bench: install
 	$(BIN)/python benchmarks/run.py

@@ -163,8 +163,8 @@ def demo(job: Job) -> None:
 
 def digits(job: Job, precision: str, more: dict, stop_after: int = 0):
     "Return a Learner, its Fit, and the folder of its checkpoints; interrupted after so many epochs."
-    from mlkit.model import learner
-    from mlkit.train import TrainInterrupted
+    from mlkit.model.vision import learner
+    from mlkit.train.fit import TrainInterrupted
 
     options = job.folders() | {
         "data.source": "sklearn:digits",
@@ -292,7 +292,7 @@ class Clock:
 
 
 def training(job: Job) -> None:
-    from mlkit.preprocess import audit, split
+    from mlkit.preprocess.vision import audit, split
 
     count = job.sizes.batch * job.sizes.batches
     source = make_pictures(job.here / "made", count + count // 20, (256, 256))
@@ -313,8 +313,8 @@ def training(job: Job) -> None:
 
 
 def prepared(job: Job, parts, arch: str, size: int, more: dict | None = None):
-    from mlkit.model import learner
-    from mlkit.preprocess import dataloaders
+    from mlkit.model.vision import learner
+    from mlkit.preprocess.vision import dataloaders
 
     options = job.folders() | {
         "data.size": size,
@@ -472,8 +472,8 @@ def accuracy(job: Job) -> None:
 
 
 def of_mlkit(job: Job, options: dict, seed: int, found: list[float]) -> None:
-    from mlkit.evaluate import evaluate
-    from mlkit.model import learner
+    from mlkit.evaluate.classification import evaluate
+    from mlkit.model.vision import learner
 
     began = time.perf_counter()
     dls, settings = loaders(options | {"train.seed": seed})
@@ -491,7 +491,7 @@ def of_mlkit(job: Job, options: dict, seed: int, found: list[float]) -> None:
 
 
 def of_plain(job: Job, options: dict) -> None:
-    from mlkit.evaluate import evaluate
+    from mlkit.evaluate.classification import evaluate
 
     began = time.perf_counter()
     dls, settings = loaders(options | {"data.workers": min(16, os.cpu_count() or 1)})
@@ -544,9 +544,9 @@ def find_libraries() -> None:
 
 def bundle_of(job: Job, source: Path, arch: str, size: int):
     "Return a Learner and the folder of its bundle, which is in production in the registry."
-    from mlkit.export import export
-    from mlkit.model import learner
-    from mlkit.registry import Registry
+    from mlkit.bundle.registry import Registry
+    from mlkit.export.bundle import export
+    from mlkit.model.vision import learner
 
     options = job.folders() | {
         "data.source": str(source),
@@ -579,8 +579,8 @@ def bundle_of(job: Job, source: Path, arch: str, size: int):
 
 def decoding(job: Job, bundle: Path, photographs: list[bytes]) -> float:
     "Pictures a second that all cores read, nothing else."
-    from mlkit.engine import cores
-    from mlkit.inference import Predictor
+    from mlkit.inference.engines import cores
+    from mlkit.inference.predictor import Predictor
 
     reader, end = Predictor(bundle).reader, time.perf_counter() + 2 * job.sizes.seconds
 
@@ -635,7 +635,7 @@ def own_loops(job: Job, graph: bytes, size: int) -> dict[tuple[str, int], Loop]:
 
 def engine(job: Job, graph: bytes, size: int, best: dict) -> None:
     "mlkit's engine, which takes and gives arrays in the processor's memory."
-    from mlkit.engine import choose, open_engine
+    from mlkit.inference.engines import choose, open_engine
 
     ours = open_engine("cuda" if job.gpu else "onnxruntime", graph)
     for batch in (1, 32) if job.gpu else (1, 4):
@@ -707,7 +707,7 @@ def guard(job: Job, graph: bytes, bundle: Path, files: list[Path]) -> None:
     "How far fp16 and TF32 are from the processor's fp32, on pictures."
     from _gpu_engines import session
 
-    from mlkit.inference import Predictor
+    from mlkit.inference.predictor import Predictor
 
     predictor = Predictor(bundle)
     batch = predictor.reader.read_all([p.read_bytes() for p in files[:128]])[0]
@@ -732,15 +732,15 @@ from pathlib import Path
 import accelerate.utils as utils
 if sys.argv[2] == "cuda":  # NCCL refuses two processes on one device
     utils.InitProcessGroupKwargs = functools.partial(utils.InitProcessGroupKwargs, backend="gloo")
-from mlkit.several import take_part
+from mlkit.train.distributed import take_part
 take_part(Path(sys.argv[1]))
 """
 
 
 def two(job: Job) -> None:
     "A fit that two processes share, both on the one device: a stand-in for two devices."
-    from mlkit.model import learner
-    from mlkit.runs import Run
+    from mlkit.model.vision import learner
+    from mlkit.runs.record import Run
 
     made = make_pictures(job.here / "made", 2000 if job.gpu else 80, (128, 128))
     options = job.folders() | {

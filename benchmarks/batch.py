@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 from _photographs import SHARED, photographs
 
-from mlkit.batch import open_model
+from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
-from mlkit.engine import cores
-from mlkit.registry import Registry
+from mlkit.inference.batch import open_model
+from mlkit.inference.engines import cores
 
 CHUNK = 8
 

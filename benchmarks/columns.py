@@ -25,7 +25,10 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from mlkit.columns import (
+from mlkit.config import load_settings
+from mlkit.inference.tabular import TableReader
+from mlkit.runs.record import Run
+from mlkit.tasks.tabular import (
     Audit,
     answers,
     audit,
@@ -35,11 +38,8 @@ from mlkit.columns import (
     read_table,
     split,
 )
-from mlkit.config import load_settings
-from mlkit.runs import Run
-from mlkit.table import TableReader
-from mlkit.task import TASKS
-from mlkit.train import fit
+from mlkit.tasks.task import TASKS
+from mlkit.train.fit import fit
 
 # table → repeated splits in five, and how many of the five are tested
 TABLES = {"diamonds": (1, 3), "titanic": (5, 5), "penguins": (2, 5)}

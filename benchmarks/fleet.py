@@ -20,9 +20,9 @@ from _photographs import SHARED, photographs
 from PIL import Image
 from serving import CACHE, Server
 
-from mlkit.bundle import ImageInput, Parity, write_bundle
-from mlkit.engine import cores
-from mlkit.registry import Registry
+from mlkit.bundle.manifest import ImageInput, Parity, write_bundle
+from mlkit.bundle.registry import Registry
+from mlkit.inference.engines import cores
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 13]>

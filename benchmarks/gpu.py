@@ -104,7 +104,7 @@ def machine(device: str) -> dict:
 
     import torch
 
-    from mlkit.runs import environment
+    from mlkit.runs.record import environment
 
     found = environment() | {"torch": torch.__version__, "processor": platform.processor()}
     if device == "cuda":

@@ -20,10 +20,10 @@ from statistics import median
 
 from _callers import Calls, call, request
 
+from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
-from mlkit.engine import choose, cores
-from mlkit.inference import GRAPHS, Predictor
-from mlkit.registry import Registry
+from mlkit.inference.engines import choose, cores
+from mlkit.inference.predictor import GRAPHS, Predictor
 
 HERE = Path(__file__).parent
 CACHE = Path("~/.cache/mlkit/benchmarks").expanduser()
@@ -34,8 +34,8 @@ def trained(photographs: Path, arch: str, weights: str | None) -> Path:
     target = CACHE / f"{arch}.pkl"
     if target.is_file():
         return target
-    from mlkit.model import learner
-    from mlkit.preprocess import audit, dataloaders, split
+    from mlkit.model.vision import learner
+    from mlkit.preprocess.vision import audit, dataloaders, split
 
     given = [f"model.weights={weights}"] if weights else ["model.pretrained=false"]
 
@@ -61,7 +61,7 @@ def packed(learner: Path, models: Path, photographs: list[Path]) -> dict:
     from fastai.learner import load_learner
     from fastai.vision.data import ImageDataLoaders
 
-    from mlkit.export import export
+    from mlkit.export.bundle import export
 
     warnings.simplefilter("ignore")
     learn = load_learner(learner)

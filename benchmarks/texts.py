@@ -81,10 +81,10 @@ def usual(parts) -> Iterator[tuple[str, float, float]]:
 
 def ours(settings, parts) -> tuple[float, float, int]:
     "Return accuracy, seconds and epochs of mlkit's fit, its tokenizer included."
-    from mlkit import texts
-    from mlkit.evaluate import evaluate
-    from mlkit.runs import Run
-    from mlkit.train import fit
+    from mlkit.evaluate.classification import evaluate
+    from mlkit.runs.record import Run
+    from mlkit.tasks import text as texts
+    from mlkit.train.fit import fit
 
     began = time.monotonic()
     with Run.start(settings, kind="benchmark") as run:
@@ -99,8 +99,8 @@ def lstm(settings, parts, steps: int = 3) -> float:
     from fastai.text.models.awdlstm import AWD_LSTM
     from fastai.text.models.core import get_text_classifier
 
-    from mlkit import texts
-    from mlkit.cache import on_pixels
+    from mlkit.preprocess.cache import on_pixels
+    from mlkit.tasks import text as texts
 
     dls = texts.dataloaders(parts, settings)
     pieces = len(dls.vocab[0])
@@ -131,7 +131,7 @@ def main() -> None:
 
 def compare(table: Path, folder: str, asked: argparse.Namespace) -> None:
     from mlkit.config import load_settings
-    from mlkit.task import infer_task
+    from mlkit.tasks.task import infer_task
 
     scores, rows = [], []
     for seed in asked.seeds.split(","):

@@ -39,7 +39,7 @@ ABLATION = {
 
 def loaders(options: dict, pictures: int | None = None):
     from mlkit.config import load_settings
-    from mlkit.preprocess import audit, dataloaders, split
+    from mlkit.preprocess.vision import audit, dataloaders, split
 
     settings = load_settings(*(f"{k}={v}" for k, v in options.items()))
     parts = split(audit(settings.data.source, settings), settings)
@@ -55,7 +55,7 @@ def plain(dls, settings):
     from fastai.vision.learner import vision_learner
 
     from mlkit.config import keep_freed_blocks
-    from mlkit.model import find_arch, load_weights, read_weights
+    from mlkit.model.vision import find_arch, load_weights, read_weights
 
     keep_freed_blocks(1 << 30)
     arch = settings.model.arch
@@ -88,8 +88,8 @@ class Watch:
 
 
 def mlkit_fit(learn, settings):
-    from mlkit.runs import Run
-    from mlkit.train import fit
+    from mlkit.runs.record import Run
+    from mlkit.train.fit import fit
 
     with Run.start(settings) as run, redirect_stderr(StringIO()):
         return fit(learn, settings, run)
@@ -102,7 +102,7 @@ def throughput(options: dict, pictures: int, rounds: int) -> dict:
     scratch = {k: v for k, v in options.items() if k != "model.weights"}
     scratch |= {"model.pretrained": False, "train.epochs": 1, "train.lr": 1e-3}
     rates: dict[str, list[float]] = {"plain fastai": [], "mlkit": [], "limit": []}
-    from mlkit.model import learner
+    from mlkit.model.vision import learner
 
     for _ in range(rounds):
         dls, settings = loaders(scratch | {"data.workers": 2}, pictures)
@@ -134,7 +134,7 @@ def throughput(options: dict, pictures: int, rounds: int) -> dict:
 
 def head(options: dict, rounds: int) -> dict:
     "Seconds an epoch of a head on a frozen body: plain, and mlkit's with the extraction shared out among its epochs."
-    from mlkit.model import learner
+    from mlkit.model.vision import learner
 
     seconds: dict[str, list[float]] = {"plain fastai": [], "mlkit": [], "epochs": []}
     for _ in range(rounds):
@@ -155,8 +155,8 @@ def head(options: dict, rounds: int) -> dict:
 
 def job(options: dict, recipe: str) -> dict:
     "Fit, and the accuracy on what was held out."
-    from mlkit.evaluate import evaluate
-    from mlkit.model import learner
+    from mlkit.evaluate.classification import evaluate
+    from mlkit.model.vision import learner
 
     if recipe == "plain":
         dls, settings = loaders(options | {"data.workers": 2})
@@ -172,7 +172,7 @@ def job(options: dict, recipe: str) -> dict:
 
 def memory(options: dict) -> dict:
     "Most memory that was resident, MiB, over an epoch of a small network."
-    from mlkit.model import learner
+    from mlkit.model.vision import learner
 
     small = {k: v for k, v in options.items() if k != "model.weights"} | {
         "model.arch": "test_resnet",

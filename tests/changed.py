@@ -22,20 +22,29 @@ QUICK = {
 }  # some seconds each
 # more than ten seconds each, and why: run when they or their own module change, not for what they import
 LONG = {
-    "01_cluster": "begins a cluster",
-    "04_train": "some fourteen fits, for what they leave in each way of ending; pictures with three other targets",
-    "05_doubts": "a fit with flipped labels, and its features",
-    "05_evaluate": "a fit, and thousands of drawn evaluations for the calibration",
-    "05_report": "a fit, and its card",
-    "07_words": "compared with spaCy, word by word",
-    "08_confine": "a sandbox for each thing that is refused",
-    "08_export": "seven exports, each traced by torch.onnx, one of them loaded where there is no mlkit",
-    "08_foreign": "converts in a sandbox, which imports fastai",
-    "12_notebook": "runs notebooks, in grids",
-    "13_kaggle": "a dry run, with an environment of its own",
-    "14_main": "the whole way, once",
-    "15_tour": "the whole way, step by step, with all that it shows",
+    "cluster/01_connect": "begins a cluster",
+    "train/01_fit": "some fourteen fits, for what they leave in each way of ending; pictures with three other targets",
+    "evaluate/06_data_issues": "a fit with flipped labels, and its features",
+    "evaluate/02_classification": "a fit, and thousands of drawn evaluations for the calibration",
+    "evaluate/07_report": "a fit, and its card",
+    "inference/04_word_tokenizer": "compared with spaCy, word by word",
+    "convert/02_sandbox": "a sandbox for each thing that is refused",
+    "export/01_bundle": "seven exports, each traced by torch.onnx, one of them loaded where there is no mlkit",
+    "convert/04_import_learner": "converts in a sandbox, which imports fastai",
+    "runs/03_execute": "runs notebooks, in grids",
+    "kaggle/06_kernel": "a dry run, with an environment of its own",
+    "02_main": "the whole way, once",
+    "01_tour": "the whole way, step by step, with all that it shows",
 }
+
+
+IMPORT = re.compile(
+    r"(?:from|import) (mlkit(?:\.\w+)*|\.+\w*(?:\.\w+)*)(?: import (?:\\n|[\s(])*([\w, ]+))?"
+)
+MODULES = sorted(
+    p for p in (ROOT / "mlkit").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")
+)
+NOTEBOOKS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs").glob("[!.]*/*.ipynb")])
 
 
 def changed_files(ref: str) -> set[str]:
@@ -50,17 +59,34 @@ def changed_files(ref: str) -> set[str]:
 
 
 def module_of(notebook: Path) -> str | None:
-    "Return the module that a notebook exports."
-    found = re.search(r"#\| ?default_exp (\w+)", notebook.read_text(encoding="utf-8"))
+    "Return the module that a notebook exports, such as `api.body`."
+    found = re.search(r"#\| ?default_exp ([\w.]+)", notebook.read_text(encoding="utf-8"))
     return found[1] if found else None
 
 
-def imports_of(file: Path) -> set[str]:
-    "Return the modules of mlkit that a module or notebook names in an import, at any depth."
-    text = file.read_text(encoding="utf-8")
-    direct = re.findall(r"(?:from|import) (?:mlkit)?\.(\w+)", text)
-    named = re.findall(r"(?:from mlkit|from \.) import (?:\\n|[\s(])*([\w, ]+)", text)
-    return {*direct, *(n.strip() for part in named for n in part.split(","))}
+def chapter_of(notebook: Path) -> str:
+    "Return what a notebook is called, such as `api/01_body`."
+    return notebook.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+def named(module: Path) -> str:
+    "Return the dotted name of a module in the package, such as `api.body`."
+    return ".".join(module.relative_to(ROOT / "mlkit").with_suffix("").parts)
+
+
+def imports_of(file: Path, package: str = "") -> set[str]:
+    "Return what a module, in that package of mlkit's, or a notebook names in an import, at any depth: all that may be modules."
+    found = set()
+    wing = ["mlkit", *filter(None, [package])]
+    for base, names in IMPORT.findall(file.read_text(encoding="utf-8")):
+        dots = len(base) - len(base.lstrip("."))
+        whole = (
+            ".".join([*wing[: len(wing) - dots + 1], *filter(None, [base[dots:]])])
+            if dots
+            else base
+        )
+        found |= {whole, *(f"{whole}.{n.strip()}" for n in names.split(",") if n.strip())}
+    return {name.removeprefix("mlkit.") for name in found}
 
 
 def touched(changed: set[str], graph: dict[str, set[str]]) -> set[str]:
@@ -76,22 +102,18 @@ class Selection:
 
     def __init__(self, ref: str):
         self.files = changed_files(ref)
-        modules = {p.stem: p for p in (ROOT / "mlkit").glob("*.py")}
-        graph = {name: imports_of(path) & modules.keys() for name, path in modules.items()}
-        notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
-        self.own = {
-            module
-            for path in map(Path, self.files)
-            for module in (path.stem, (ROOT / path).exists() and module_of(ROOT / path))
-            if path.suffix in (".py", ".ipynb") and module in modules
-        }
+        graph = {named(p): imports_of(p, ".".join(named(p).split(".")[:-1])) for p in MODULES}
+        graph = {name: its & graph.keys() for name, its in graph.items()}
+        here = {p.relative_to(ROOT).as_posix(): p for p in [*MODULES, *NOTEBOOKS]}
+        chosen = [here[name] for name in self.files if name in here]
+        self.own = {named(p) if p.suffix == ".py" else module_of(p) for p in chosen} - {None}
         reached = touched(self.own, graph)
         self.chapters = {
-            n.stem
-            for n in notebooks
-            if f"nbs/{n.name}" in self.files
+            chapter_of(n)
+            for n in NOTEBOOKS
+            if n in chosen
             or module_of(n) in self.own
-            or (n.stem not in LONG and ({module_of(n)} | imports_of(n)) & reached)
+            or (chapter_of(n) not in LONG and ({module_of(n)} | imports_of(n)) & reached)
         }
 
     def has(self, path: Path, name: str) -> bool:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from xdist.scheduler import LoadScopeScheduling
 
-from mlkit.bundle import (
+from mlkit.bundle.manifest import (
     Category,
     Column,
     ImageInput,
@@ -39,7 +39,7 @@ from mlkit.bundle import (
     TextInput,
     write_bundle,
 )
-from mlkit.registry import Registry
+from mlkit.bundle.registry import Registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # they share the cores: threads would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -122,7 +122,7 @@ GEM = TableInput(
 )
 NAN = "none = Sub(mean, mean)  p = Div(none, none)"
 SERVE = (
-    "import sys; from mlkit.serve import serve; from mlkit.config import load_settings;"
+    "import sys; from mlkit.api.server import serve; from mlkit.config import load_settings;"
     "serve(load_settings(*sys.argv[1:]))"
 )
 
@@ -144,14 +144,14 @@ SHARED = {
 FIRST = [
     "ray",
     "test_demo",
-    "15_tour",
+    "01_tour",
     "test_foreign",
-    "04_train",
+    "train/01_fit",
     "test_kernels",
     "test_a_time_budget",
     "test_the_same_grid",
     "test_from_a_folder_to_an_answer",
-    "12_notebook",
+    "runs/03_execute",
     "test_pictures",
     "test_the_installation_line",
 ]

@@ -41,5 +41,5 @@ def store(notebook: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sorted((ROOT / "nbs").glob("*.ipynb")):
+    for name in sys.argv[1:] or sorted((ROOT / "nbs").rglob("*.ipynb")):
         store(Path(name).resolve())

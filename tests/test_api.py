@@ -22,10 +22,10 @@ import warm
 from conftest import NAN, ROOT, Server, connect, head, make_bundle, picture
 from PIL import Image
 
-from mlkit.answer import to_json
+from mlkit.bundle.registry import Registry
 from mlkit.client import Client
-from mlkit.inference import Predictor
-from mlkit.registry import Registry
+from mlkit.inference.answers import to_json
+from mlkit.inference.predictor import Predictor
 
 
 def noise(
@@ -423,7 +423,7 @@ def test_signals_end_it_with_what_was_begun_answered(which: int, start: Callable
 
 def test_a_busy_port_is_told_before_anything_else(server: Server, tmp_path: Path) -> None:
     port = urlsplit(server.url).port
-    program = "import sys; from mlkit.serve import serve; from mlkit.config import *\n"
+    program = "import sys; from mlkit.api.server import serve; from mlkit.config import *\n"
     program += "try: serve(load_settings(*sys.argv[1:]))\nexcept MlkitError as e: print(e)"
     asked = [f"api.port={port}", f"paths.models={tmp_path / 'nothing'}"]
     said = warm.run(
@@ -451,7 +451,9 @@ def test_a_model_that_fails_is_live_but_not_ready(start: Callable, tmp_path: Pat
 
 
 def test_the_light_half_is_light() -> None:
-    program = "import sys, mlkit.serve, mlkit.client; print({'torch', 'fastai'} & set(sys.modules))"
+    program = (
+        "import sys, mlkit.api.server, mlkit.client; print({'torch', 'fastai'} & set(sys.modules))"
+    )
     said = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlkit.columns import audit, dataloaders, split
 from mlkit.config import load_settings
+from mlkit.tasks.tabular import audit, dataloaders, split
 
 # fastai asks pandas 3 for what pandas 4 will not have
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")

@@ -19,20 +19,20 @@ import warm
 from conftest import PALETTE, picture
 from PIL import Image
 
-from mlkit.inference import Predictor
-from mlkit.registry import Registry
+from mlkit.bundle.registry import Registry
+from mlkit.inference.predictor import Predictor
 
 COLORS = {"red": "red", "lime": "green", "blue": "blue"}
 SLOWLY = """
 import time
-import mlkit.batch, mlkit.inference
+import mlkit.inference.batch, mlkit.inference.predictor
 from mlkit.main import run
-mlkit.batch._EVERY = 0.05
-forward = mlkit.inference.Predictor.forward_narrow
+mlkit.inference.batch._EVERY = 0.05
+forward = mlkit.inference.predictor.Predictor.forward_narrow
 def slow(self, batch):
     time.sleep(PAUSE)
     return forward(self, batch)
-mlkit.inference.Predictor.forward_narrow = slow
+mlkit.inference.predictor.Predictor.forward_narrow = slow
 run()
 """
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import changed
 import pytest
-from changed import ROOT, Selection, imports_of, module_of, touched
+from changed import NOTEBOOKS, ROOT, Selection, chapter_of, imports_of, module_of, touched
 
 
 def test_a_change_reaches_all_that_import_it(tmp_path: Path) -> None:
@@ -12,19 +12,29 @@ def test_a_change_reaches_all_that_import_it(tmp_path: Path) -> None:
     assert touched({"a"}, graph) == {"a", "b", "c"}
     assert touched({"d"}, graph) == {"d"}
     (tmp_path / "x.py").write_text(
-        "from .one import a\nimport mlkit.two as t\nfrom mlkit import three, four\n"
-        "def f():\n    from mlkit.five import b\n    import json\n"
+        "from .one import a\nimport mlkit.two as t\nfrom mlkit import three, four\nfrom ..five import (\n    b)\n"
+        "def f():\n    from mlkit.six.seven import b\n    import json\n    from . import eight\n"
     )
-    assert imports_of(tmp_path / "x.py") == {"one", "two", "three", "four", "five"}
+    names = {"wing.one", "two", "three", "four", "five", "six.seven", "wing.eight"}
+    assert names <= imports_of(tmp_path / "x.py", "wing")
+    assert {"one", "eight"} <= imports_of(tmp_path / "x.py") and "json" not in names
 
 
 @pytest.mark.parametrize(
     ("file", "chapters", "absent"),
     [
-        ("mlkit/intake.py", {"10_intake", "10_api", "10_v2"}, {"04_train", "07_text"}),
-        ("nbs/10_intake.ipynb", {"10_intake", "10_api"}, {"04_train"}),
-        ("mlkit/train.py", {"04_train", "04_several"}, {"10_intake", "15_tour"}),
-        ("mlkit/config.py", {"00_config", "10_intake", "02_columns"}, {"15_tour"}),
+        (
+            "mlkit/api/body.py",
+            {"api/01_body", "api/11_app", "api/07_open_inference"},
+            {"train/01_fit", "inference/03_text"},
+        ),
+        ("nbs/api/01_body.ipynb", {"api/01_body", "api/11_app"}, {"train/01_fit"}),
+        (
+            "mlkit/train/fit.py",
+            {"train/01_fit", "train/08_distributed"},
+            {"api/01_body", "01_tour"},
+        ),
+        ("mlkit/config.py", {"00_config", "api/01_body", "tasks/03_tabular"}, {"01_tour"}),
         ("README.md", set(), {"00_config"}),
     ],
 )
@@ -41,7 +51,7 @@ def test_the_chapters_of_a_change(
 
 
 def test_what_is_named_is_there() -> None:
-    notebooks = {p.stem for p in (ROOT / "nbs").glob("*.ipynb")}
+    notebooks = {chapter_of(n) for n in NOTEBOOKS}
     tests = {p.stem for p in (ROOT / "tests").glob("test_*.py")}
     assert changed.LONG.keys() <= notebooks and changed.QUICK <= tests
-    assert module_of(ROOT / "nbs/10_intake.ipynb") == "intake"
+    assert module_of(ROOT / "nbs/api/01_body.ipynb") == "api.body"

@@ -18,10 +18,10 @@ import warm
 from conftest import running
 from fastcore.xtras import run
 
-from mlkit.confine import missing
-from mlkit.foreign import ForeignError, import_learner
-from mlkit.pickles import PickleError
-from mlkit.registry import Registry
+from mlkit.bundle.registry import Registry
+from mlkit.convert.import_learner import ForeignError, import_learner
+from mlkit.convert.pickle_scan import PickleError
+from mlkit.convert.sandbox import missing
 
 MAKER = """
 import json, sys, warnings
@@ -303,7 +303,7 @@ def probe(port: int, folder: str) -> None:
 
 
 def test_trusted_it_runs_in_a_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not missing(), "this machine has no box; see mlkit.confine"
+    assert not missing(), "this machine has no box; see mlkit.convert.sandbox"
     monkeypatch.setenv("MLKIT_TEST_KEY", "s3cret")
     (tmp_path / "secret").write_text("s3cret")
     file = tmp_path / "export.pkl"

@@ -30,20 +30,20 @@ from kaggle_server import KEY, TOKEN, USER, Standin
 from PIL import Image
 from safetensors.torch import save_file
 
-from mlkit import account as account_of
-from mlkit import kaggle
-from mlkit.account import Account, Datasets, KaggleError
+from mlkit.bundle.registry import Registry
 from mlkit.client import Client
 from mlkit.config import MlkitError, Settings, load_settings
-from mlkit.notebook import NotebookError
-from mlkit.registry import Registry
-from mlkit.runs import Run, read_events, read_run
+from mlkit.kaggle.client import Account, Datasets, KaggleError
+from mlkit.kaggle.kernel import client as account_of
+from mlkit.kaggle.kernel import kernel as kaggle
+from mlkit.runs.execute import NotebookError
+from mlkit.runs.record import Run, read_events, read_run
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "kernels/train/train.ipynb"
 CELLS = [
     "words = 2\npause = 0.0\nfail = False\nsource = ''\nkey_word = ''",
-    "import sys, time\nfrom mlkit.config import load_settings\nfrom mlkit.runs import Run\n"
+    "import sys, time\nfrom mlkit.config import load_settings\nfrom mlkit.runs.record import Run\n"
     "run = Run.start(load_settings(source=source), kind='kernel')",
     "for i in range(words):\n"
     "    print(f'epoch {i + 1}/{words}  valid_loss 0.5', file=sys.stderr, flush=True)\n"

@@ -106,13 +106,13 @@ GRID = [
     "source = 'pictures'\nlr = 0.1\nseed = 1",
     """
 from mlkit.config import load_settings
-from mlkit.runs import Run
+from mlkit.runs.record import Run
 settings = load_settings(source=source)
 with Run.start(settings) as run:
     run.log("metrics", accuracy=1 - lr)
     if lr > 0.5:
         raise ValueError("too fast")
-    from mlkit.preprocess import audit
+    from mlkit.preprocess.vision import audit
     run.log("data", fingerprint=audit(source, settings).fingerprint)
 """,
 ]

@@ -15,10 +15,10 @@ import pytest
 import warm
 from PIL import Image
 
+from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
-from mlkit.preprocess import write_digits
-from mlkit.registry import Registry
-from mlkit.runs import list_runs
+from mlkit.preprocess.vision import write_digits
+from mlkit.runs.record import list_runs
 
 SMALL = [
     "--set",
@@ -206,11 +206,13 @@ def test_interrupt_keeps_the_best_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_kill_leaves_the_whole_version_or_nothing(
     moment: str, digits: Path, tmp_path: Path
 ) -> None:
-    place = {"checkpoint": "mlkit.train.torch.save", "export": "mlkit.registry.publish"}[moment]
+    place = {"checkpoint": "mlkit.train.fit.torch.save", "export": "mlkit.bundle.registry.publish"}[
+        moment
+    ]
     module, _, name = place.rpartition(".")
     code = f"""
 import os, signal, sys
-import mlkit.train, mlkit.registry
+import mlkit.train.fit, mlkit.bundle.registry
 from mlkit.main import run
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)

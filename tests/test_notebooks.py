@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import warm
+from changed import NOTEBOOKS, ROOT, chapter_of
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 TEST = "import sys, nbdev.test; nbdev.test.nbdev_test(sys.argv[1], n_workers=0)"
 # under `make coverage` an exported cell runs as the lines of its module that it is
 AS_MODULE = """
@@ -18,7 +17,7 @@ import re, sys
 from pathlib import Path
 from execnb.shell import CaptureShell
 modules = {}
-for module in Path("mlkit").resolve().glob("*.py"):
+for module in Path("mlkit").resolve().rglob("*.py"):
     for number, line in enumerate(module.read_text().splitlines(), 1):
         if found := re.match(r"# %% \\S+ #(\\w+)$", line):
             modules[found[1]] = str(module), number
@@ -36,7 +35,7 @@ CaptureShell.cell = cell
 CHECK = re.compile(r"\b(assert|test_eq|test_close|expect_fail)\b")
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=chapter_of)
 def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLKIT_", "PYTEST"))}
     program = AS_MODULE + TEST if warm.COUNTED in os.environ else TEST
@@ -47,7 +46,7 @@ def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=chapter_of)
 def test_notebook_checks_something(notebook: Path) -> None:
     text = notebook.read_text(encoding="utf-8")
     if "default_exp" in text:

@@ -7,6 +7,7 @@ they compress). What a later version writes differently is added beside it.
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,12 +21,17 @@ import httpx
 import numpy as np
 import pytest
 import warm
+from changed import MODULES, named
 from conftest import Server, running
 
-from mlkit.bundle import verify_bundle
-from mlkit.inference import Predictor
-from mlkit.registry import Registry
-from mlkit.runs import read_run
+import mlkit
+from mlkit.bundle.manifest import verify_bundle
+from mlkit.bundle.registry import Registry
+from mlkit.config import load_settings
+from mlkit.inference.predictor import Predictor
+from mlkit.kaggle.kernel import build_wheel
+from mlkit.runs.execute import run_key
+from mlkit.runs.record import read_run
 
 KINDS = (
     "image-label",
@@ -45,7 +51,7 @@ import numpy as np
 import pandas as pd
 from fastai.learner import load_learner
 from fastai.tabular.core import add_datepart
-from mlkit.task import task_of
+from mlkit.tasks.task import task_of
 for folder in map(Path, sys.argv[1:]):
     learn, files = load_learner(folder / "learner.pkl"), sorted(folder.glob("golden/*"))
     if files[0].suffix == ".json":
@@ -168,3 +174,37 @@ def test_a_kept_kernel_notebook_runs(past: Path, tmp_path: Path) -> None:
     done = command(tmp_path, "run", "kept.ipynb", *words, "--set", "data.ignore=price", "--json")
     (record,) = json.loads(done.stdout)
     assert record["status"] == "done" and Registry(tmp_path / "models").versions("kept")
+
+
+# 20 s: every module of the package is imported once
+def test_the_wheel_for_kaggle_holds_every_wing(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path)
+    how = {"capture_output": True, "text": True, "cwd": tmp_path}
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q"]
+    subprocess.run([*install, "--target", tmp_path / "aside", wheel], check=True, **how)
+    names = sorted(f"mlkit.{named(m)}" for m in MODULES if m.name != "__main__.py")
+    code = (
+        "import importlib, sys, mlkit\n"
+        "for name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+    )
+    clean = dict(os.environ) | {"PYTHONPATH": str(tmp_path / "aside")}
+    done = warm.run([sys.executable, "-W", "ignore", "-c", code, *names], env=clean, **how)
+    assert done.returncode == 0, done.stderr
+    files = done.stdout.split()
+    assert len(files) == len(names) and all(f.startswith(str(tmp_path / "aside")) for f in files)
+
+
+def test_a_change_in_a_wing_changes_the_key_of_a_run(
+    tmp_path: Path, past: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(mlkit.__file__).parent, tmp_path / "mlkit")
+    monkeypatch.setattr(mlkit, "__file__", str(tmp_path / "mlkit/__init__.py"))
+
+    def key() -> str:
+        return run_key(past / "kept.ipynb", {}, load_settings())
+
+    first = key()
+    assert key() == first
+    with open(tmp_path / "mlkit/inference/masks.py", "a") as module:
+        module.write("\n")
+    assert key() != first

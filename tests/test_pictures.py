@@ -20,8 +20,8 @@ from conftest import Server, picture, running
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mlkit.bundle import read_manifest
-from mlkit.mask import at_size, default_palette
+from mlkit.bundle.manifest import read_manifest
+from mlkit.inference.masks import at_size, default_palette
 
 # a plain fastai process: it writes what Learners say of picture files, and has no mlkit
 PLAIN = """

@@ -18,7 +18,7 @@ HILL = [
     """
 import os, time
 from mlkit.config import load_settings
-from mlkit.runs import Run
+from mlkit.runs.record import Run
 with Run.start(load_settings()) as run:
     if x == 9:
         raise ValueError("too far")

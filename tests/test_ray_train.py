@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import warm
 
-from mlkit.runs import list_runs, read_history
+from mlkit.runs.record import list_runs, read_history
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {"cooking": "oven butter flour onion", "sailing": "harbour mast anchor keel"}

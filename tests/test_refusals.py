@@ -10,17 +10,17 @@ import nbformat
 import pytest
 from conftest import make_bundle
 
-from mlkit import bundle as bundles
-from mlkit.account import KaggleError
-from mlkit.bundle import BundleError, publish, read_manifest, verify_bundle
+from mlkit.bundle.manifest import BundleError, publish, read_manifest, verify_bundle
+from mlkit.bundle.manifest import manifest as bundles
+from mlkit.bundle.registry import Registry
 from mlkit.config import SettingsError, load_settings, settings_file
-from mlkit.kaggle import describe_kernel
-from mlkit.notebook import NotebookError, find_parameters
-from mlkit.preprocess import DataError
-from mlkit.registry import Registry
-from mlkit.runs import Run, RunError, read_events, read_run
-from mlkit.search import search
-from mlkit.texts import audit, read_texts
+from mlkit.kaggle.client import KaggleError
+from mlkit.kaggle.kernel import describe_kernel
+from mlkit.preprocess.vision import DataError
+from mlkit.runs.execute import NotebookError, find_parameters
+from mlkit.runs.record import Run, RunError, read_events, read_run
+from mlkit.runs.search import search
+from mlkit.tasks.text import audit, read_texts
 
 
 def test_a_published_folder_is_never_replaced(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import warm
 
-from mlkit.registry import Registry, RegistryError
+from mlkit.bundle.registry import Registry, RegistryError
 
 ADD = """
 import sys
 from pathlib import Path
-import mlkit.registry as r
+import mlkit.bundle.registry as r
 {before}
 for _ in range(int(sys.argv[3])):
     print(r.Registry(Path(sys.argv[1])).add(Path(sys.argv[2]), name="color").ref, flush=True)
@@ -76,7 +76,7 @@ def test_racing_promotions_keep_each_others_history(color_bundle: Path, tmp_path
     registry = Registry(tmp_path)
     for _ in range(9):
         registry.add(color_bundle, name="color")
-    program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
+    program = "import sys; from mlkit.bundle.registry import Registry; r = Registry(sys.argv[1])\n"
     program += "for ref in sys.argv[2:]: r.promote(ref)"
     batches = (["color@1", "color@2", "color@3"], ["color@4", "color@5"], ["color@6", "color@7"])
     racers = [
@@ -96,7 +96,7 @@ def test_readers_see_a_whole_pointer(color_bundle: Path, tmp_path: Path) -> None
     for _ in range(2):
         registry.add(color_bundle, name="color")
     registry.promote("color@1")
-    program = "import sys; from mlkit.registry import Registry; r = Registry(sys.argv[1])\n"
+    program = "import sys; from mlkit.bundle.registry import Registry; r = Registry(sys.argv[1])\n"
     program += "while True: r.promote('color@1'); r.promote('color@2')"
     writer = warm.Popen([sys.executable, "-c", program, tmp_path], kind="light")
     try:
@@ -113,7 +113,7 @@ def test_removal_is_whole(color_bundle: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     for _ in range(2):
         registry.add(color_bundle, name="color")
-    program = "import os, signal, sys, mlkit.registry as r\n"
+    program = "import os, signal, sys, mlkit.bundle.registry as r\n"
     program += "r.shutil.rmtree = lambda p: os.kill(os.getpid(), signal.SIGKILL)\n"
     program += "r.Registry(sys.argv[1]).remove('color@2')"
     done = warm.run([sys.executable, "-c", program, tmp_path], kind="light")

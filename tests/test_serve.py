@@ -23,9 +23,9 @@ from conftest import SERVE, SLOW, SOFTMAX, Server, connect, head, make_bundle, p
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
+from mlkit.bundle.registry import Registry
 from mlkit.client import ApiError, Client
-from mlkit.engine import cores
-from mlkit.registry import Registry
+from mlkit.inference.engines import cores
 
 RED, LIME = picture(fill="red"), picture(fill="lime")
 PNG = {"content-type": "image/png"}
@@ -242,7 +242,7 @@ def test_heads_that_clients_and_crooks_send(server: Server) -> None:
 
 
 def test_who_does_not_read_is_not_waited_for(start: Callable) -> None:
-    program = "import mlkit.serve; mlkit.serve._UNREAD = 3\n" + SERVE
+    program = "import mlkit.api.server; mlkit.api.server._UNREAD = 3\n" + SERVE
     with start(program=program) as server, connect(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(head("/openapi.json", method="GET") * 1000)
@@ -297,7 +297,7 @@ def test_what_takes_too_long_keeps_its_place_until_it_ends(
 
 
 COUNTS = """
-from mlkit.inference import Predictor
+from mlkit.inference.predictor import Predictor
 finite = Predictor._finite
 def count(self, out):
     with open("computed", "a") as f:
@@ -344,7 +344,7 @@ def test_a_stuck_engine_is_told_of_and_replaced(start: Callable, model_of: Calla
 
 HANGS = """
 import time
-from mlkit.picture import PictureReader
+from mlkit.inference.vision import PictureReader
 read = PictureReader.read
 def hang(self, data, **how):
     return time.sleep(100) if data.endswith(b"hang") else read(self, data, **how)
@@ -396,7 +396,7 @@ def test_a_key_that_is_there_twice_behind_many_holds_nobody_up(
 
 READING_HANGS = """
 import time
-import mlkit.intake as intake
+import mlkit.api.body as intake
 parsed = intake.parsed
 intake.parsed = lambda body: time.sleep(100) if b"hang" in body else parsed(body)
 """
@@ -425,7 +425,7 @@ def test_a_body_that_cannot_be_taken_apart_in_time_is_504_and_the_end_is_in_time
 
 
 def test_a_load_that_hangs_does_not_outlast_the_end(start: Callable, models: Path) -> None:
-    hangs = "import time, mlkit.serve as s, mlkit.host as h\ns._GRACE = 2\n"
+    hangs = "import time, mlkit.api.server as s, mlkit.api.model_host as h\ns._GRACE = 2\n"
     hangs += "h.Here.hold = lambda *a: print('http://nobody', flush=True) or time.sleep(100)\n"
     with start(program=hangs + SERVE) as server:
         server.process.send_signal(signal.SIGTERM)
@@ -433,7 +433,7 @@ def test_a_load_that_hangs_does_not_outlast_the_end(start: Callable, models: Pat
 
 
 def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
-    slowly = "import time, mlkit.host as h; hold = h.Here.hold\n"
+    slowly = "import time, mlkit.api.model_host as h; hold = h.Here.hold\n"
     slowly += "h.Here.hold = lambda *a: time.sleep(3) or hold(*a)\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

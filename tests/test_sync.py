@@ -11,137 +11,41 @@ import sys
 from pathlib import Path
 
 import pytest
+from changed import MODULES, NOTEBOOKS, ROOT, named
 from readme import render
 
 from mlkit.config import Settings, known_keys, load_settings
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 KERNELS = sorted((ROOT / "kernels").glob("*/*.ipynb"))
-MODULES = sorted(
-    p for p in (ROOT / "mlkit").glob("*.py") if p.name not in ("__init__.py", "_modidx.py")
-)
 BIN = Path(sys.executable).parent
 
-# who may import whom: the table of rooms, plus the error root and the settings, which are everybody's
-ROOMS = {
+# Who may import whom, besides its own wing: the wings of the package and the modules at its root. `config` and
+# `bundle` are everybody's. What a single module may besides stands under its own name.
+EVERYBODYS = {"config", "bundle"}
+WINGS = {
+    "_moved": set(),
     "config": set(),
-    "runs": {"config"},
-    "cluster": {"config"},
-    "preprocess": {"config"},
-    "cache": {"config"},
-    "track": {"config", "runs"},
-    "model": {"config", "preprocess", "cache"},
-    "express": {"config"},
-    "pictures": {"config", "preprocess", "model", "express", "bundle"},
-    "ulmfit": {"express", "words"},
-    "texts": {"config", "preprocess", "cache", "express", "bundle", "ulmfit", "words"},
-    "columns": {"config", "preprocess", "express", "bundle", "table"},
-    "measure": {"config", "bundle"},
-    "labelsets": {"bundle", "evaluate"},
-    "masks": {"bundle", "evaluate", "mask", "express", "pictures"},
-    "task": {
-        "config",
-        "pictures",
-        "columns",
-        "texts",
-        "express",
-        "evaluate",
-        "measure",
-        "labelsets",
-        "masks",
-    },
-    "train": {"config", "runs", "cache", "model", "track"},
-    "several": {"cluster", "config", "runs", "task", "train"},
-    "evaluate": {"config", "preprocess", "answer", "bundle"},
-    "doubts": {"preprocess", "evaluate"},
-    "report": {"preprocess", "evaluate", "doubts"},
-    "bundle": {"config"},
-    "engine": {"config"},
-    "mask": {"bundle"},
-    "picture": {"bundle", "engine", "mask"},
-    "table": {"bundle"},
-    "words": {"bundle"},
-    "text": {"bundle", "words"},
-    "answer": {"bundle", "mask"},
-    "inference": {"config", "bundle", "engine", "picture", "table", "text", "answer"},
-    "quantize": {"config"},
-    "export": {"bundle", "inference", "quantize", "express", "task"},
-    "pickles": {"config", "bundle"},
-    "confine": {"config"},
-    "convert": {"config", "bundle", "express", "export", "inference", "inputs", "mask", "task"},
-    "foreign": {"config", "bundle", "inference", "pickles", "confine"},
-    "registry": {"config", "bundle"},
-    "intake": {"config", "bundle"},
-    "gate": {"config"},
-    "metrics": set(),
-    "page": set(),
-    "v2": {"bundle", "intake"},
-    "host": {"config", "bundle", "engine", "inference", "registry"},
-    "fleet": {"bundle", "cluster", "config", "engine", "host", "inference", "registry", "serve"},
-    "api": {
-        "config",
-        "bundle",
-        "registry",
-        "engine",
-        "picture",
-        "answer",
-        "inference",
-        "host",
-        "intake",
-        "gate",
-        "metrics",
-        "page",
-        "v2",
-    },
-    "serve": {"config", "host", "api"},
-    "inputs": {"config", "bundle"},
-    "batch": {"config", "bundle", "engine", "inference", "registry", "inputs"},
-    "shards": {"config", "cluster", "inference", "registry", "inputs", "batch"},
+    "bundle": set(),
+    "runs": set(),
+    "inference": set(),
+    "api": {"inference"},
     "client": set(),
-    "notebook": {"config", "runs"},
-    "nodes": {"config", "notebook"},
-    "search": {"config", "notebook", "runs"},
-    "account": {"config", "bundle"},
-    "kaggle": {"config", "registry", "runs", "notebook", "account", "preprocess", "bundle"},
+    "preprocess": {"inference"},
+    "model": {"preprocess", "inference"},
+    "evaluate": {"model", "preprocess", "inference"},
+    "tasks": {"evaluate", "model", "preprocess", "inference"},
+    "train": {"tasks", "evaluate", "model", "preprocess", "runs", "cluster.connect"},
+    "export": {"tasks", "model", "inference"},
+    "convert": {"inference"},
+    "convert.worker": {"export", "model", "tasks"},  # a program that the sandbox runs
+    "kaggle": {"runs"},
+    "kaggle.kernel": {"preprocess"},  # inside a function: what is to travel
+    "cluster": {"api", "inference", "runs"},
+    "__main__": {"main"},
 }
-ROOMS["main"] = set(ROOMS)
-ROOMS["__main__"] = {"main"}
-LIGHT = [
-    "config",
-    "runs",
-    "cluster",
-    "bundle",
-    "engine",
-    "mask",
-    "picture",
-    "table",
-    "words",
-    "text",
-    "answer",
-    "inference",
-    "pickles",
-    "confine",
-    "foreign",
-    "registry",
-    "intake",
-    "gate",
-    "metrics",
-    "host",
-    "v2",
-    "page",
-    "api",
-    "serve",
-    "inputs",
-    "batch",
-    "shards",
-    "client",
-    "notebook",
-    "nodes",
-    "search",
-    "main",
-    "__main__",
-]
+WINGS["main"] = set(WINGS) - {"__main__"}
+LIGHT = {"config", "bundle", "runs", "inference", "api", "client", "convert", "kaggle", "cluster"}
+LIGHT |= {"_moved", "main", "__main__"}
 HEAVY = {
     "pyarrow",
     "torch",
@@ -180,9 +84,16 @@ def imported(module: Path, *, top_level: bool = False) -> set[str]:
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     for n in nodes:
         if isinstance(n, ast.ImportFrom):
-            base = f"mlkit.{n.module or ''}".rstrip(".") if n.level else n.module
-            names |= {f"{base}.{a.name}" for a in n.names} if base == "mlkit" else {base}
+            above = ["mlkit", *named(module).split(".")][: -n.level] if n.level else []
+            base = ".".join([*above, *filter(None, [n.module])])
+            names |= {base, *(f"{base}.{a.name}" for a in n.names)}
     return names
+
+
+def own(module: Path, **how: bool) -> set[str]:
+    "Return the modules of mlkit that the module imports."
+    names = {n.removeprefix("mlkit.") for n in imported(module, **how)}
+    return names & {named(m) for m in MODULES} - {named(module)}
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +112,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_exporting_leaves_no_difference(exported: Path) -> None:
-    for module in (ROOT / "mlkit").glob("*.py"):
-        assert (exported / "mlkit" / module.name).read_text() == module.read_text(), module.name
-    assert {p.name for p in (exported / "mlkit").glob("*.py")} == {
-        p.name for p in (ROOT / "mlkit").glob("*.py")
-    }
+    there, here = (
+        {p.relative_to(root).as_posix(): p for p in root.glob("mlkit/**/*.py")}
+        for root in (exported, ROOT)
+    )
+    assert there.keys() == here.keys()
+    for name, module in here.items():
+        assert there[name].read_text() == module.read_text(), name
 
 
 def test_cleaning_leaves_no_difference(exported: Path) -> None:
@@ -215,7 +128,9 @@ def test_cleaning_leaves_no_difference(exported: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, *KERNELS], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "notebook", [*NOTEBOOKS, *KERNELS], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_notebook_is_whole(notebook: Path) -> None:
     content = json.loads(notebook.read_text(encoding="utf-8"))
     assert content["metadata"]["kernelspec"]["name"] == "python3"
@@ -235,10 +150,13 @@ def test_no_stale_or_missing_module() -> None:
                 assert found[1] not in declared, (
                     f"{notebook.name} and {declared[found[1]]} export one module"
                 )
-                declared[found[1]] = notebook.name
-    assert set(declared) == {p.stem for p in MODULES}
+                declared[found[1]] = notebook
+    assert set(declared) == {named(p) for p in MODULES}
     for module in MODULES:
-        assert f"../nbs/{declared[module.stem]}" in module.read_text(encoding="utf-8")
+        notebook = declared[named(module)].relative_to(ROOT).as_posix()
+        assert f"../{notebook}" in module.read_text(encoding="utf-8")
+        wing = ROOT / "mlkit" / notebook.removeprefix("nbs/")
+        assert wing.parent == module.parent, "a notebook lies where its module does"
 
 
 @pytest.mark.parametrize("notebook", KERNELS, ids=lambda p: p.stem)
@@ -264,20 +182,44 @@ def test_readme_is_its_source() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8") == render(ROOT / "nbs" / "index.ipynb")
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda p: p.stem)
-def test_imports_follow_the_rooms(module: Path) -> None:
-    names = {n.split(".")[1] for n in imported(module) if n.startswith("mlkit.")}
-    assert names <= ROOMS[module.stem] - {module.stem}
+def wing_of(name: str) -> str:
+    "Return the wing of a module, or the module itself where it stands at the root."
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_light_modules_import_nothing_heavy(name: str) -> None:
-    tops = {n.partition(".")[0] for n in imported(ROOT / "mlkit" / f"{name}.py", top_level=True)}
-    assert not tops & HEAVY
+@pytest.mark.parametrize("module", MODULES, ids=named)
+def test_imports_follow_the_wings(module: Path) -> None:
+    name = named(module)
+    free = WINGS[wing_of(name)] | WINGS.get(name, set()) | EVERYBODYS | {wing_of(name)}
+    if wing_of(name) in EVERYBODYS:
+        free = {"config", wing_of(name)}
+    assert not {n for n in own(module) if n not in free and wing_of(n) not in free}
+
+
+def test_no_module_imports_itself_in_a_round() -> None:
+    above = {named(m): own(m, top_level=True) for m in MODULES}
+    while above:
+        ends = {name for name, its in above.items() if not its & above.keys()}
+        assert ends, f"a round among {sorted(above)}"
+        above = {name: its for name, its in above.items() if name not in ends}
+
+
+def test_no_two_wings_import_each_other() -> None:
+    pairs = {(wing_of(named(m)), wing_of(n)) for m in MODULES for n in own(m)}
+    assert not {(a, b) for a, b in pairs if a < b and (b, a) in pairs}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=named)
+def test_light_modules_import_nothing_heavy(module: Path) -> None:
+    if wing_of(named(module)) not in LIGHT or named(module) == "convert.worker":
+        return
+    tops = imported(module, top_level=True)
+    assert not {n.partition(".")[0] for n in tops} & HEAVY
+    assert {wing_of(n) for n in own(module, top_level=True)} <= LIGHT
 
 
 @pytest.mark.parametrize(
-    "code", ["import mlkit.serve", "import mlkit.main", "import mlkit.inference"]
+    "code", ["import mlkit.api.server", "import mlkit.main", "import mlkit.inference.predictor"]
 )
 def test_light_half_starts_without_torch(code: str) -> None:
     show = "import sys; print([m for m in ('torch', 'fastai') if m in sys.modules])"

@@ -290,11 +290,11 @@ def test_the_open_inference_protocol_takes_rows(http: httpx.Client) -> None:
 def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     from fastai.callback.core import Callback
 
-    from mlkit.columns import audit, dataloaders, learner, split
     from mlkit.config import load_settings
-    from mlkit.runs import Run
-    from mlkit.task import TASKS
-    from mlkit.train import TrainInterrupted, fit
+    from mlkit.runs.record import Run
+    from mlkit.tasks.tabular import audit, dataloaders, learner, split
+    from mlkit.tasks.task import TASKS
+    from mlkit.train.fit import TrainInterrupted, fit
 
     class Stop(Callback):
         def after_epoch(self) -> None:

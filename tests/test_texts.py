@@ -14,8 +14,8 @@ import pytest
 import warm
 from conftest import Server, running
 
-from mlkit.inference import Predictor
-from mlkit.registry import Registry
+from mlkit.bundle.registry import Registry
+from mlkit.inference.predictor import Predictor
 
 TOPICS = {
     "cooking": "oven butter flour simmer garlic onion recipe pan salt dough sauce boil",

@@ -12,17 +12,17 @@ import timm
 import torch
 import warm
 
-from mlkit.runs import list_runs, read_history
+from mlkit.runs.record import list_runs, read_history
 
 FIT = """
 import os, signal, sys
 import numpy as np
 from fastai.callback.core import Callback
 from mlkit.config import load_settings
-from mlkit.model import learner
-from mlkit.preprocess import audit, dataloaders, split
-from mlkit.runs import Run
-from mlkit.train import fit
+from mlkit.model.vision import learner
+from mlkit.preprocess.vision import audit, dataloaders, split
+from mlkit.runs.record import Run
+from mlkit.train.fit import fit
 
 class Kill(Callback):
     def before_batch(self):
@@ -44,7 +44,7 @@ with learn.no_bar():
 """
 PLAIN = """
 import sys
-for name in ("mlkit", "mlkit.model", "mlkit.train", "mlkit.cache"):
+for name in ("mlkit", "mlkit.model.vision", "mlkit.train.fit", "mlkit.preprocess.cache"):
     sys.modules[name] = None
 import numpy as np
 from fastai.learner import load_learner

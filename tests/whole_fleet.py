@@ -33,7 +33,7 @@ from test_serve import (  # noqa: F401
     until,
 )
 
-from mlkit.bundle import Golden
+from mlkit.bundle.manifest import Golden
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own
 server, start = test_fleet.server, test_fleet.start

@@ -1,0 +1,1 @@
+"""The kinds of data and of answers, each behind one face."""
