@@ -995,8 +995,8 @@ def kaggle_push(
     debug: Debug = False,
 ) -> None:
     "Send a notebook to Kaggle and return; `attach` follows it and brings home what it makes."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_, accelerator=accelerator)
     given = dict(p.partition("=")[::2] for p in parameter or [])
@@ -1028,8 +1028,8 @@ def kaggle_status(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "How far it is on Kaggle."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_)
     target = kaggle.find_target(settings, run)
@@ -1059,8 +1059,8 @@ def kaggle_logs(
     debug: Debug = False,
 ) -> None:
     "What it has printed."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_)
     target, account = kaggle.find_target(settings, run), Account(settings.kaggle)
@@ -1080,8 +1080,8 @@ def kaggle_attach(
     debug: Debug = False,
 ) -> None:
     "Follow a run to its end and bring home what it made; the exit code is the kernel's."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account, KaggleError
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_)
     account, found = Account(settings.kaggle), kaggle.find_run(settings, run)
@@ -1098,8 +1098,8 @@ def kaggle_pull(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "Bring home, verified, what a run on Kaggle has made; again if files of it were lost here."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account, KaggleError
-    from mlkit.kaggle.kernel import kernel as kaggle
     from mlkit.runs.record import read_run
 
     settings = _load(set_)
@@ -1129,8 +1129,8 @@ def kaggle_data(
     debug: Debug = False,
 ) -> None:
     "Audit examples and keep a private dataset equal to them."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account, Datasets
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_)
     account = Account(settings.kaggle)
@@ -1176,8 +1176,8 @@ def kaggle_submit(
     debug: Debug = False,
 ) -> None:
     "Hand in, and wait for the score."
+    from mlkit.kaggle import kernel as kaggle
     from mlkit.kaggle.client import Account, shape_submission, submit
-    from mlkit.kaggle.kernel import kernel as kaggle
 
     settings = _load(set_)
     if sample:

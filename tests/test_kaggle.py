@@ -33,9 +33,9 @@ from safetensors.torch import save_file
 from mlkit.bundle.registry import Registry
 from mlkit.client import Client
 from mlkit.config import MlkitError, Settings, load_settings
+from mlkit.kaggle import client as account_of
+from mlkit.kaggle import kernel as kaggle
 from mlkit.kaggle.client import Account, Datasets, KaggleError
-from mlkit.kaggle.kernel import client as account_of
-from mlkit.kaggle.kernel import kernel as kaggle
 from mlkit.runs.execute import NotebookError
 from mlkit.runs.record import Run, read_events, read_run
 

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from conftest import make_bundle
 
+from mlkit.bundle import manifest as bundles
 from mlkit.bundle.manifest import BundleError, publish, read_manifest, verify_bundle
-from mlkit.bundle.manifest import manifest as bundles
 from mlkit.bundle.registry import Registry
 from mlkit.config import SettingsError, load_settings, settings_file
 from mlkit.kaggle.client import KaggleError
