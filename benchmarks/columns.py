@@ -27,17 +27,12 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from mlkit.config import load_settings
 from mlkit.inference.tabular import TableReader
+from mlkit.model.tabular import learner
+from mlkit.preprocess.columns import read_table
+from mlkit.preprocess.tabular import dataloaders, split
+from mlkit.preprocess.tabular_audit import Audit, audit
 from mlkit.runs.record import Run
-from mlkit.tasks.tabular import (
-    Audit,
-    answers,
-    audit,
-    dataloaders,
-    input_spec,
-    learner,
-    read_table,
-    split,
-)
+from mlkit.tasks.tabular import answers, input_spec
 from mlkit.tasks.task import TASKS
 from mlkit.train.fit import fit
 

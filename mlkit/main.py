@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from mlkit.bundle.registry import Version
     from mlkit.config import Settings
     from mlkit.evaluate.classification import Evaluation
-    from mlkit.inference.batch import Answered, Done, Sheet
+    from mlkit.inference.batch import Done
     from mlkit.inference.inputs import Inputs
     from mlkit.inference.predictor import Predictor
+    from mlkit.inference.writers import Answered, Sheet
     from mlkit.preprocess.vision import Audit, Split
     from mlkit.runs.record import Run
     from mlkit.tasks.task import Task
@@ -588,7 +589,7 @@ def run_command(
     with _stdout_to_stderr(json_):
         if on == "kaggle":
             from mlkit.kaggle.client import Account
-            from mlkit.kaggle.kernel import send
+            from mlkit.kaggle.grid import send
 
             account = Account(settings.kaggle)
             done_too = again or not grid
@@ -922,7 +923,8 @@ def _kernel_notebook() -> Path:
 def _pipeline_on_kaggle(settings: "Settings", as_json: bool) -> None:
     from mlkit.config import known_keys
     from mlkit.kaggle.client import Account, KaggleError
-    from mlkit.kaggle.kernel import register, send
+    from mlkit.kaggle.grid import send
+    from mlkit.kaggle.pull import register
     from mlkit.runs.execute import find_parameters
     from mlkit.runs.record import Run
 
@@ -995,19 +997,19 @@ def kaggle_push(
     debug: Debug = False,
 ) -> None:
     "Send a notebook to Kaggle and return; `attach` follows it and brings home what it makes."
-    from mlkit.kaggle import kernel as kaggle
+    from mlkit.kaggle import dry_run, push, session
     from mlkit.kaggle.client import Account
 
     settings = _load(set_, accelerator=accelerator)
     given = dict(p.partition("=")[::2] for p in parameter or [])
     with _stdout_to_stderr(json_):
         if dry_run:
-            told = kaggle.dry_run(notebook, given, settings, _say)
+            told = dry_run.dry_run(notebook, given, settings, _say)
         else:
             account = Account(settings.kaggle)
-            run = kaggle.begin(kaggle.prepare(notebook, given, settings, account, _say), settings)
-            with kaggle.held(run):
-                target = kaggle.push(run, account, _say)
+            run = push.begin(push.prepare(notebook, given, settings, account, _say), settings)
+            with session.held(run):
+                target = push.push(run, account, _say)
             told = {
                 "run": run.id,
                 "kernel": target.ref,
@@ -1028,12 +1030,12 @@ def kaggle_status(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "How far it is on Kaggle."
-    from mlkit.kaggle import kernel as kaggle
+    from mlkit.kaggle import session
     from mlkit.kaggle.client import Account
 
     settings = _load(set_)
-    target = kaggle.find_target(settings, run)
-    status, failure = kaggle.read_status(Account(settings.kaggle), target, patient=True)
+    target = session.find_target(settings, run)
+    status, failure = session.read_status(Account(settings.kaggle), target, patient=True)
     if json_:
         _print_json(
             {
@@ -1059,12 +1061,12 @@ def kaggle_logs(
     debug: Debug = False,
 ) -> None:
     "What it has printed."
-    from mlkit.kaggle import kernel as kaggle
+    from mlkit.kaggle import session
     from mlkit.kaggle.client import Account
 
     settings = _load(set_)
-    target, account = kaggle.find_target(settings, run), Account(settings.kaggle)
-    lines = kaggle.follow_log(account, target) if follow else kaggle.read_log(account, target)
+    target, account = session.find_target(settings, run), Account(settings.kaggle)
+    lines = session.follow_log(account, target) if follow else session.read_log(account, target)
     for line in lines:
         print(line, flush=True)
 
@@ -1080,16 +1082,16 @@ def kaggle_attach(
     debug: Debug = False,
 ) -> None:
     "Follow a run to its end and bring home what it made; the exit code is the kernel's."
-    from mlkit.kaggle import kernel as kaggle
+    from mlkit.kaggle import pull, session
     from mlkit.kaggle.client import Account, KaggleError
 
     settings = _load(set_)
-    account, found = Account(settings.kaggle), kaggle.find_run(settings, run)
+    account, found = Account(settings.kaggle), session.find_run(settings, run)
     with _stdout_to_stderr(json_):
-        record = kaggle.attach(found, settings, account, _say, everything=logs)
+        record = session.attach(found, settings, account, _say, everything=logs)
     if record.status != "done":
         raise KaggleError(record.error)
-    _show_home(record, kaggle.register(found, settings), json_, promoted=False)
+    _show_home(record, pull.register(found, settings), json_, promoted=False)
 
 
 @kaggle_app.command("pull")
@@ -1098,20 +1100,20 @@ def kaggle_pull(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "Bring home, verified, what a run on Kaggle has made; again if files of it were lost here."
-    from mlkit.kaggle import kernel as kaggle
+    from mlkit.kaggle import kernel, pull, session
     from mlkit.kaggle.client import Account, KaggleError
     from mlkit.runs.record import read_run
 
     settings = _load(set_)
-    account, found = Account(settings.kaggle), kaggle.find_run(settings, run)
+    account, found = Account(settings.kaggle), session.find_run(settings, run)
     with _stdout_to_stderr(json_):
-        status, _ = kaggle.read_status(account, kaggle.target_of(found), patient=True)
+        status, _ = session.read_status(account, kernel.target_of(found), patient=True)
         if status != "COMPLETE":
             raise KaggleError(
                 f"{found.id} is {status.lower()} on Kaggle; nothing can be brought home"
             )
-        kaggle.pull(found, account, _say)
-        version = kaggle.register(found, settings)
+        pull.pull(found, account, _say)
+        version = pull.register(found, settings)
     _show_home(read_run(found.folder), version, json_, promoted=False)
 
 
@@ -1129,14 +1131,15 @@ def kaggle_data(
     debug: Debug = False,
 ) -> None:
     "Audit examples and keep a private dataset equal to them."
-    from mlkit.kaggle import kernel as kaggle
-    from mlkit.kaggle.client import Account, Datasets
+    from mlkit.kaggle import push
+    from mlkit.kaggle.client import Account
+    from mlkit.kaggle.datasets import Datasets
 
     settings = _load(set_)
     account = Account(settings.kaggle)
     with _stdout_to_stderr(json_):
         datasets = Datasets(account, settings.paths.cache / "kaggle", _say)
-        source = kaggle.send_data(path, settings, datasets, name)
+        source = push.send_data(path, settings, datasets, name)
     print(json.dumps({"source": source}) if json_ else f"Train from it there: -p source {source}")
 
 
@@ -1150,7 +1153,8 @@ def kaggle_get(
     debug: Debug = False,
 ) -> None:
     "Download the files of a competition or a dataset."
-    from mlkit.kaggle.client import Account, get
+    from mlkit.kaggle.client import Account
+    from mlkit.kaggle.download import get
 
     folder = to or Path(name.rpartition("/")[2])
     paths = get(Account(_load(set_).kaggle), name, folder, _say)
@@ -1176,13 +1180,14 @@ def kaggle_submit(
     debug: Debug = False,
 ) -> None:
     "Hand in, and wait for the score."
-    from mlkit.kaggle import kernel as kaggle
-    from mlkit.kaggle.client import Account, shape_submission, submit
+    from mlkit.kaggle import kernel, session
+    from mlkit.kaggle.client import Account
+    from mlkit.kaggle.competitions import shape_submission, submit
 
     settings = _load(set_)
     if sample:
         file = shape_submission(file, sample, file.with_name("submission.csv"))
-    target = kaggle.find_target(settings, kernel) if kernel else None
+    target = session.find_target(settings, kernel) if kernel else None
     account = Account(settings.kaggle)
     told = submit(account, competition, file, message, _say, kernel=target)
     if json_:
@@ -1197,7 +1202,7 @@ def kaggle_submit(
 @_command
 def kaggle_doctor(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
     "Credentials, reachability, quota, versions. No secret is shown."
-    from mlkit.kaggle.client import diagnose
+    from mlkit.kaggle.doctor import diagnose
 
     rows = diagnose(_load(set_))
     if json_:
@@ -1254,8 +1259,9 @@ def predict(
     "Predict files and tables with a model of the registry, without a server."
     from mlkit.bundle.registry import Registry
     from mlkit.config import MlkitError
-    from mlkit.inference.batch import Sheet, open_model, write
+    from mlkit.inference.batch import open_model, write
     from mlkit.inference.inputs import Inputs
+    from mlkit.inference.writers import Sheet
 
     settings = _load(set_, address=address)
     version = Registry(settings.paths.models).resolve(ref)
@@ -1390,7 +1396,7 @@ def _as_json(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
 
 
 def _as_csv(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
-    from mlkit.inference.batch import to_text
+    from mlkit.inference.writers import to_text
 
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(map(to_text, sheet.head))
@@ -1399,7 +1405,7 @@ def _as_csv(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
 
 
 def _as_tables(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
-    from mlkit.inference.batch import to_text
+    from mlkit.inference.writers import to_text
 
     def cell(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else to_text(value)

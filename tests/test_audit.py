@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from mlkit.config import load_settings
-from mlkit.tasks.tabular import audit, dataloaders, split
+from mlkit.preprocess.tabular import dataloaders, split
+from mlkit.preprocess.tabular_audit import audit
 
 # fastai asks pandas 3 for what pandas 4 will not have
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")

@@ -14,8 +14,8 @@ OF_ITS_OWN = [
 ]
 for name in OF_ITS_OWN:  # each begins a server: whole_fleet.py has them, by hand
     del globals()[name]
-ON_RAY = "import warnings; warnings.resetwarnings();" + SERVE.replace("serve", "fleet", 1).replace(
-    "import serve;", "import serve_on_ray as serve;"
+ON_RAY = "import warnings; warnings.resetwarnings();" + SERVE.replace(
+    "mlkit.api.server import serve;", "mlkit.cluster.serve import serve_on_ray as serve;"
 )
 
 

@@ -33,9 +33,20 @@ from safetensors.torch import save_file
 from mlkit.bundle.registry import Registry
 from mlkit.client import Client
 from mlkit.config import MlkitError, Settings, load_settings
-from mlkit.kaggle import client as account_of
-from mlkit.kaggle import kernel as kaggle
-from mlkit.kaggle.client import Account, Datasets, KaggleError
+from mlkit.kaggle import (
+    client,
+    competitions,
+    doctor,
+    download,
+    dry_run,
+    grid,
+    pull,
+    push,
+    session,
+    transfer,
+)
+from mlkit.kaggle.client import Account, KaggleError
+from mlkit.kaggle.datasets import Datasets
 from mlkit.runs.execute import NotebookError
 from mlkit.runs.record import Run, read_events, read_run
 
@@ -134,15 +145,15 @@ def said(part: str, lines: list[str]) -> bool:
 
 
 @pytest.fixture
-def parcel(tmp_path: Path) -> account_of.Parcel:
+def parcel(tmp_path: Path) -> transfer.Parcel:
     files = {}
     for i in range(5):
         files[f"a/{i}.bin"] = tmp_path / f"{i}.bin"
         files[f"a/{i}.bin"].write_bytes(os.urandom(200_000))
-    return account_of.folder_parcel(files, tmp_path / "parcels")
+    return transfer.folder_parcel(files, tmp_path / "parcels")
 
 
-def keep(account: Account, tmp_path: Path, name: str, parcel: account_of.Parcel) -> str:
+def keep(account: Account, tmp_path: Path, name: str, parcel: transfer.Parcel) -> str:
     return Datasets(account, tmp_path / "memory").keep(name, [parcel])
 
 
@@ -155,7 +166,7 @@ def held_there(site: Standin, ref: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["cut", "503", "429", "400", "reset", "silence", "expire"])
 def test_upload_arrives_whole(
-    kind: str, site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    kind: str, site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     site.fault("upload", kind, times=2)
     ref = keep(account, tmp_path, f"upload-{kind}", parcel)
@@ -164,7 +175,7 @@ def test_upload_arrives_whole(
 
 
 def test_upload_goes_on_where_it_was_cut(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     site.fault("upload", "cut")
     before = site.count("StartBlobUpload")
@@ -180,7 +191,7 @@ def test_a_dataset_is_made_once(
     kind: str,
     site: Standin,
     account: Account,
-    parcel: account_of.Parcel,
+    parcel: transfer.Parcel,
     tmp_path: Path,
 ) -> None:
     name = f"made-{method[6:]}-{kind}".lower()
@@ -199,11 +210,11 @@ def test_a_large_file_shows_its_progress(site: Standin, account: Account, tmp_pa
     large.write_bytes(os.urandom(1 << 16) * 320)  # 20 MiB
     told: list[str] = []
     datasets = Datasets(account, tmp_path / "memory", told.append)
-    ref = datasets.keep("large-enough", [account_of.file_parcel(large)])
+    ref = datasets.keep("large-enough", [transfer.file_parcel(large)])
     tenths = [f"large.bin: {n} %" for n in range(10, 100, 10)]
     assert [line for line in told if line.endswith(" %")] == tenths
     told.clear()
-    (path,) = account_of.get(account, ref, tmp_path / "back", told.append)
+    (path,) = download.get(account, ref, tmp_path / "back", told.append)
     assert path.read_bytes() == large.read_bytes()
     assert [line.partition(": ")[2] for line in told if line.endswith(" %")] == [
         line.partition(": ")[2] for line in tenths
@@ -211,7 +222,7 @@ def test_a_large_file_shows_its_progress(site: Standin, account: Account, tmp_pa
 
 
 def test_what_is_there_is_not_sent_again(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     ref = keep(account, tmp_path, "kept-as-it-is", parcel)
     before = site.count("StartBlobUpload"), len(site.datasets[ref].versions)
@@ -220,31 +231,31 @@ def test_what_is_there_is_not_sent_again(
     changed = tmp_path / "more.txt"
     changed.write_text("more")
     Datasets(account, tmp_path / "memory").keep(
-        "kept-as-it-is", [parcel, account_of.file_parcel(changed)]
+        "kept-as-it-is", [parcel, transfer.file_parcel(changed)]
     )
     assert len(site.datasets[ref].versions) == 2
 
 
 def test_a_version_that_lacks_a_file_is_made_again(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"w" * 1000)
     memory = tmp_path / "memory/uploads.json"
     memory.parent.mkdir()
     dead = {"token": "gone", "url": "http://localhost/upload/gone"}
-    sent = account_of.file_parcel(other)
+    sent = transfer.file_parcel(other)
     memory.write_text(json.dumps({f"{sent.name} 1000 http://localhost": dead}))
     ref = Datasets(account, tmp_path / "memory").keep("lacks-a-file", [parcel, sent])
     assert held_there(site, ref) == parcel.listed | sent.listed
 
 
 def test_a_version_that_lost_a_file_there_is_made_again(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"v" * 1000)
-    sent = [parcel, account_of.file_parcel(other)]
+    sent = [parcel, transfer.file_parcel(other)]
     site.drop_files = 1
     ref = Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
     assert held_there(site, ref) == parcel.listed | sent[1].listed
@@ -252,12 +263,12 @@ def test_a_version_that_lost_a_file_there_is_made_again(
     site.drop_files = 2
     other.write_bytes(b"u" * 1000)
     with pytest.raises(KaggleError, match="lacks 1 of 6 files: weights-"):
-        sent = [parcel, account_of.file_parcel(other)]
+        sent = [parcel, transfer.file_parcel(other)]
         Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
 
 
 def test_waits_until_it_is_processed(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     site.processing_seconds = 2
     ref = keep(account, tmp_path, "slow-to-process", parcel)
@@ -269,7 +280,7 @@ def test_waits_until_it_is_processed(
 
 
 def test_a_listing_in_pages(
-    site: Standin, account: Account, parcel: account_of.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
 ) -> None:
     site.page = 2
     ref = keep(account, tmp_path, "many-pages", parcel)
@@ -299,7 +310,7 @@ def test_silence_ends_at_the_deadline(site: Standin, settings: Settings, tmp_pat
 
 
 def prepared(path: Path, settings: Settings, account: Account, **values: Any) -> Run:
-    return kaggle.begin(kaggle.prepare(path, values, settings, account), settings)
+    return push.begin(push.prepare(path, values, settings, account), settings)
 
 
 def test_absent_sources_are_named_before_the_push(
@@ -370,7 +381,7 @@ def test_a_notebook_with_the_key_in_it_stays_here(
     run = prepared(notebook("holds-the-key", [*CELLS, f"key = '{KEY}'"]), settings, account)
     before = site.count("SaveKernel")
     with pytest.raises(KaggleError, match="credential") as e:
-        kaggle.push(run, account)
+        push.push(run, account)
     assert KEY not in str(e.value) and site.count("SaveKernel") == before
 
 
@@ -385,10 +396,10 @@ def test_no_gpu_time_left(
         prepared(notebook("without-quota"), gpu, account)
     site.gpu_used = site.gpu_quota - 3600
     told: list[str] = []
-    kaggle.prepare(notebook("little-quota"), {}, gpu, account, told.append)
+    push.prepare(notebook("little-quota"), {}, gpu, account, told.append)
     assert said("1.0 h of GPU time are left", told)
     site.gpu_quota = 0
-    kaggle.prepare(notebook("no-quota-named"), {}, gpu, account, told.append)
+    push.prepare(notebook("no-quota-named"), {}, gpu, account, told.append)
     assert said("not verified by phone", told)
 
 
@@ -403,10 +414,10 @@ def test_a_push_starts_one_run(
     name = f"pushed-{kind}"
     run = prepared(notebook(name), settings, account)
     site.fault("SaveKernel", kind)
-    target = kaggle.push(run, account)
+    target = push.push(run, account)
     assert len(site.kernels[f"{USER}/{name}"]) == 1
     assert (target.ref, target.version) == (f"{USER}/{name}", 1)
-    assert kaggle.push(run, account) == target and len(site.kernels[f"{USER}/{name}"]) == 1
+    assert push.push(run, account) == target and len(site.kernels[f"{USER}/{name}"]) == 1
 
 
 def test_an_answer_lost_behind_newer_versions_is_found(
@@ -417,9 +428,9 @@ def test_an_answer_lost_behind_newer_versions_is_found(
     run = prepared(path, settings, account)
     run.log("pushing", ref=f"{USER}/lost-behind")  # as if killed after the call, before its answer
     metadata = json.loads(run.file("kernel-metadata.json").read_text())
-    kaggle._save(run, run.file("pushed.ipynb").read_text(), metadata, account)
-    kaggle.push(prepared(path, settings, account, words="3"), account)
-    assert kaggle.push(run, account).version == 1
+    push._save(run, run.file("pushed.ipynb").read_text(), metadata, account)
+    push.push(prepared(path, settings, account, words="3"), account)
+    assert push.push(run, account).version == 1
     assert len(site.kernels[f"{USER}/lost-behind"]) == 2
 
 
@@ -439,7 +450,7 @@ def test_every_field_is_sent_and_the_users_keys_are_kept(
         update={"kaggle": settings.kaggle.model_copy(update={"accelerator": "gpu"})}
     )
     run = prepared(path, gpu, account)
-    kaggle.push(run, account)
+    push.push(run, account)
     asked = next(a for m, a in reversed(site.calls) if m == "SaveKernel")
     assert "id" not in asked and asked["slug"] == f"{USER}/every-field"
     assert asked["isPrivate"] is True and asked["enableInternet"] is False
@@ -461,7 +472,7 @@ def test_sources_that_kaggle_left_out_are_an_error(
     metadata["dataset_sources"].append("someone/gone-since")  # after the check before the push
     run.file("kernel-metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(KaggleError, match="left out the data sources someone/gone-since"):
-        kaggle.push(run, account)
+        push.push(run, account)
     assert read_run(run.folder).status == "failed"
 
 
@@ -473,7 +484,7 @@ def test_waits_for_a_free_gpu_session(
     gpu = settings.model_copy(update={"kaggle": gpu})
     threading.Timer(4, lambda: setattr(site, "gpu_sessions", 2)).start()
     told: list[str] = []
-    (record,) = kaggle.send(notebook("waits-for-gpu"), [{}], gpu, account, told.append)
+    (record,) = grid.send(notebook("waits-for-gpu"), [{}], gpu, account, told.append)
     assert said("Maximum batch GPU session count of 0 reached", told)
     assert len(site.kernels[f"{USER}/waits-for-gpu"]) == 1
     # and there is no GPU here: the first cell says so, in seconds, before anything of the notebook has run
@@ -490,7 +501,7 @@ def test_the_run_before_is_not_taken_for_this_one(
 ) -> None:
     path = notebook("status-lags")
     site.lag_polls = 3
-    first, second = (kaggle.send(path, [{"words": w}], settings, account)[0] for w in (1, 2))
+    first, second = (grid.send(path, [{"words": w}], settings, account)[0] for w in (1, 2))
     assert (first.status, second.status) == ("done", "done")
     asked = ("GetKernelSessionStatus", "ListKernelSessionOutput")
     labels = [a.get("versionLabel") for m, a in site.calls if m in asked and "lags" in str(a)]
@@ -509,7 +520,7 @@ def test_survives_all_that_passes(
         site.fault("ListKernelSessionOutput", kind)
     told: list[str] = []
     path = notebook(f"survives-{layout}")
-    (record,) = kaggle.send(path, [{"words": 4}], settings, account, told.append)
+    (record,) = grid.send(path, [{"words": 4}], settings, account, told.append)
     assert record.status == "done" and record.metrics["accuracy"] == 0.4
     epochs = [line.partition(": ")[2] for line in told if ": epoch " in line]
     assert epochs == [f"epoch {i}/4  valid_loss 0.5" for i in range(1, 5)], "told when it is over"
@@ -523,8 +534,8 @@ def test_the_status_is_not_asked_before_it_may_be(
 ) -> None:
     site.queue_seconds = 3600
     run = prepared(notebook("asked-too-often"), settings, account)
-    kaggle.push(run, account)
-    watch = kaggle.Watch(run, account, lambda text: None)
+    push.push(run, account)
+    watch = session.Watch(run, account, lambda text: None)
     site.fault("GetKernelSessionStatus", "429", retry_after=40)
     watch.poll()
     assert 30 < watch.next - time.monotonic() < 41, "Retry-After is kept"
@@ -549,7 +560,7 @@ def test_a_log_that_breaks_off_is_not_repeated(
         told.append(line)
         times.append(time.monotonic())
 
-    kaggle.send(notebook("log-breaks-off"), [{"words": 4, "pause": 1.5}], settings, account, tell)
+    grid.send(notebook("log-breaks-off"), [{"words": 4, "pause": 1.5}], settings, account, tell)
     lines = [(line.partition(": ")[2], at) for line, at in zip(told, times, strict=True)]
     epochs = [line for line in lines if line[0].startswith("epoch ")]
     assert [e[0] for e in epochs] == [f"epoch {i}/4  valid_loss 0.5" for i in range(1, 5)]
@@ -561,7 +572,7 @@ def test_a_failure_names_the_cell(
     site: Standin, notebook: Callable, settings: Settings, account: Account
 ) -> None:
     path = notebook("fails-in-a-cell")
-    (record,) = kaggle.send(path, [{"fail": True}], settings, account)
+    (record,) = grid.send(path, [{"fail": True}], settings, account)
     assert record.status == "failed" and record.failed_cell == 4
     assert "cell 4 failed with ValueError: the data are bad" in record.error
     assert "Traceback" in record.error and "frozen modules" not in record.error
@@ -574,7 +585,7 @@ def test_a_session_that_runs_out_of_time(
     short = settings.kaggle.model_copy(update={"session_hours": 12 / 3600})
     short = settings.model_copy(update={"kaggle": short})
     one = Account(short.kaggle)
-    (record,) = kaggle.send(notebook("runs-too-long"), [{"pause": 60.0}], short, one)
+    (record,) = grid.send(notebook("runs-too-long"), [{"pause": 60.0}], short, one)
     assert record.status == "failed" and "longer than its time limit" in record.error
 
 
@@ -583,9 +594,9 @@ def test_cancelled_on_the_site(
 ) -> None:
     site.queue_seconds = 3600
     run = prepared(notebook("cancelled-there"), settings, account)
-    kaggle.push(run, account)
+    push.push(run, account)
     site.kernels[f"{USER}/cancelled-there"][0].status = "CANCEL_ACKNOWLEDGED"
-    record = kaggle.attach(run, settings, account)
+    record = session.attach(run, settings, account)
     assert record.status == "failed" and "was cancelled on the site" in record.error
 
 
@@ -594,13 +605,13 @@ def test_waiting_ends_and_the_run_can_be_attached_to(
 ) -> None:
     site.queue_seconds = 4
     run = prepared(notebook("waits-too-long"), settings, account)
-    kaggle.push(run, account)
+    push.push(run, account)
     short = Account(settings.kaggle.model_copy(update={"wait_hours": 1 / 3600}))
     with pytest.raises(KaggleError, match=f"still queued.*mlkit kaggle attach {run.id}"):
-        kaggle.attach(run, settings, short)
-    with kaggle.held(run), pytest.raises(KaggleError, match="another process follows"):
-        kaggle.attach(run, settings, account)
-    assert kaggle.attach(run, settings, account).status == "done"
+        session.attach(run, settings, short)
+    with session.held(run), pytest.raises(KaggleError, match="another process follows"):
+        session.attach(run, settings, account)
+    assert session.attach(run, settings, account).status == "done"
 
 
 # ---------------------------------------------------------------- bring home
@@ -618,8 +629,8 @@ def complete(
     "A run that is complete on Kaggle, and of which nothing is here yet."
     if not finished:
         run = prepared(notebook("to-be-fetched"), settings, account)
-        kaggle.push(run, account)
-        watch = kaggle.Watch(run, account, lambda text: None)
+        push.push(run, account)
+        watch = session.Watch(run, account, lambda text: None)
         while not watch.poll():
             time.sleep(0.1)
         finished["folder"] = Path(shutil.copytree(run.folder, site.folder / "finished" / run.id))
@@ -645,7 +656,7 @@ def test_what_comes_home_is_what_was_made(
     kind: str, what: str, complete: Run, site: Standin, account: Account
 ) -> None:
     site.fault("file", kind, times=2, match=what)
-    kaggle.pull(complete, account)
+    pull.pull(complete, account)
     assert is_whole(complete) and not list(complete.folder.rglob("*.part"))
 
 
@@ -657,7 +668,7 @@ def test_a_download_goes_on_where_it_broke(complete: Run, site: Standin, account
         asked.append(o["headers"].get("Range", "")),
         get(url, **o),
     )[1]
-    kaggle.pull(complete, account)
+    pull.pull(complete, account)
     assert is_whole(complete) and [r for r in asked if r] == ["bytes=131072-"]
 
 
@@ -665,10 +676,10 @@ def test_nothing_wrong_is_kept(complete: Run, site: Standin, settings: Settings)
     short = Account(settings.kaggle.model_copy(update={"patience_minutes": 0.05}))
     site.fault("file", "error-body", times=99, match="made/2.bin")
     with pytest.raises(KaggleError, match="2.bin"):
-        kaggle.pull(complete, short)
+        pull.pull(complete, short)
     assert not (complete.folder / "made/2.bin").exists()
     site.faults.clear()
-    kaggle.pull(complete, short)
+    pull.pull(complete, short)
     assert is_whole(complete)
 
 
@@ -679,7 +690,7 @@ def test_outputs_of_another_run_are_refused(complete: Run, site: Standin, accoun
     try:
         renamed = Run(complete.folder.rename(complete.folder.with_name("somebody-elses")))
         with pytest.raises(KaggleError, match="nothing was taken"):
-            kaggle.pull(renamed, account)
+            pull.pull(renamed, account)
         assert (
             not (renamed.folder / "made").exists()
             and not (renamed.folder / "outputs.json").exists()
@@ -700,7 +711,7 @@ def test_a_name_that_leads_outside_is_refused(
     path.write_text(json.dumps(told))
     try:
         with pytest.raises(MlkitError, match="leads out"):
-            kaggle.pull(complete, account)
+            pull.pull(complete, account)
     finally:
         path.write_text(kept)
     assert not (complete.folder.parent.parent / "outside.bin").exists()
@@ -710,10 +721,10 @@ def test_links_that_expire_are_asked_for_again(
     complete: Run, site: Standin, account: Account
 ) -> None:
     site.link_seconds = 0.2
-    real = account_of._receive
+    real = transfer._receive
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(account_of, "_receive", lambda *a: (time.sleep(0.1), real(*a))[1])
-        kaggle.pull(complete, account)
+        patch.setattr(transfer, "_receive", lambda *a: (time.sleep(0.1), real(*a))[1])
+        pull.pull(complete, account)
     assert is_whole(complete)
 
 
@@ -767,14 +778,14 @@ def test_what_the_image_lacks_comes_along(
     url, asked = index
     monkeypatch.setenv("PIP_INDEX_URL", url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")  # for pip, which would ask the stand-in
-    monkeypatch.setattr(kaggle, "_needs", lambda: ["numpy>=1", "tinypkg>=1.0"])
+    monkeypatch.setattr(push, "_needs", lambda: ["numpy>=1", "tinypkg>=1.0"])
     site.session_variables = {"PIP_INDEX_URL": url}
     fresh = settings.paths.model_copy(update={"cache": tmp_path / "cache"})
     fresh = settings.model_copy(update={"paths": fresh})
     cells = [*CELLS, "import tinypkg\nassert tinypkg.answer == 42"]
     told: list[str] = []
     path = notebook(f"image-lacks-{internet}".lower(), cells, enable_internet=internet)
-    (record,) = kaggle.send(path, [{}], fresh, account, told.append)
+    (record,) = grid.send(path, [{}], fresh, account, told.append)
     assert record.status == "done", record.error
     versions = site.kernels[f"{USER}/image-lacks-{internet}".lower()]
     assert len(versions) == (1 if internet else 2)
@@ -790,7 +801,7 @@ def test_a_dry_run_finds_what_would_fail(
 ) -> None:
     before = len(site.calls)
     told: list[str] = []
-    done = kaggle.dry_run(notebook("dry-run-good"), {"words": 1}, settings, told.append)
+    done = dry_run.dry_run(notebook("dry-run-good"), {"words": 1}, settings, told.append)
     assert done["run"] == "dry-run" and len(done["files"]) >= 4
     assert said("mlkit_nb-", told) and not said("cannot be taken away", told)
     # a file of this machine, the network, and an import that is only here: none of them is there
@@ -801,9 +812,9 @@ def test_a_dry_run_finds_what_would_fail(
     ):
         name = f"dry-run-{part.lower()}"
         with pytest.raises(KaggleError, match=f"(?s)would fail on Kaggle: cell 6 failed.*{part}"):
-            kaggle.dry_run(notebook(name, [*CELLS, line]), {}, settings)
+            dry_run.dry_run(notebook(name, [*CELLS, line]), {}, settings)
     with pytest.raises(KaggleError, match="without outputs.json"):
-        kaggle.dry_run(notebook("dry-run-mute", CELLS[:2]), {}, settings)
+        dry_run.dry_run(notebook("dry-run-mute", CELLS[:2]), {}, settings)
     assert len(site.calls) == before, "Kaggle was not asked"
 
 
@@ -814,7 +825,7 @@ def test_competition_data(kind: str, site: Standin, account: Account, tmp_path: 
     site.add_competition(name, files)
     if kind:
         site.fault("file", kind, times=2, match="train.csv")
-    paths = account_of.get(account, name, tmp_path / "data")
+    paths = download.get(account, name, tmp_path / "data")
     assert {p.name: p.read_bytes() for p in paths} == files
     assert not list((tmp_path / "data").rglob("*.part"))
 
@@ -829,7 +840,7 @@ def test_a_file_that_the_storage_holds_zipped(
     sign = site._sign
     site._sign = lambda path, base: sign(site.folder / "train.csv.zip", base)
     try:
-        (path,) = account_of.get(account, "zipped-there", tmp_path / "data")
+        (path,) = download.get(account, "zipped-there", tmp_path / "data")
     finally:
         del site._sign
     assert path.read_bytes() == (folder / "train.csv").read_bytes()
@@ -839,17 +850,17 @@ def test_a_file_that_the_storage_holds_zipped(
 def test_a_dataset_comes_home_too(site: Standin, account: Account, tmp_path: Path) -> None:
     files = {"a/1.bin": os.urandom(1000), "b.txt": b"b", "empty.txt": b""}
     site.add_dataset("someone/pictures", files)
-    account_of.get(account, "someone/pictures", tmp_path / "data")
+    download.get(account, "someone/pictures", tmp_path / "data")
     assert {n: (tmp_path / "data" / n).read_bytes() for n in files} == files
 
 
 def test_rules_not_accepted(site: Standin, account: Account, tmp_path: Path) -> None:
     site.add_competition("not-accepted", {"a.csv": b"1"}, accepted=False)
     with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
-        account_of.get(account, "not-accepted", tmp_path)
+        download.get(account, "not-accepted", tmp_path)
     (tmp_path / "s.csv").write_text("id,label\n1,2\n")
     with pytest.raises(KaggleError, match="https://www.kaggle.com/competitions/not-accepted/rules"):
-        account_of.submit(account, "not-accepted", tmp_path / "s.csv", "m")
+        competitions.submit(account, "not-accepted", tmp_path / "s.csv", "m")
 
 
 @pytest.mark.parametrize("kind", ["", "reset-after", "429"])
@@ -861,11 +872,11 @@ def test_a_submission_is_made_once_and_scored(
     predicted = tmp_path / "predicted.csv"
     predicted.write_text("input,label,confidence,error\nx/7.png,seven,0.9,\nx/10.png,ten,0.8,\n")
     sample = site.competitions[name].folder / "sample.csv"
-    file = account_of.shape_submission(predicted, sample, tmp_path / "submission.csv")
+    file = competitions.shape_submission(predicted, sample, tmp_path / "submission.csv")
     assert file.read_text().split() == ["id,label", "10,ten", "7,seven"]
     if kind:
         site.fault("CreateSubmission", kind)
-    told = account_of.submit(account, name, file, "first try")
+    told = competitions.submit(account, name, file, "first try")
     assert told["public"] == "0.87500" and len(site.competitions[name].submissions) == 1
     sent = [b for b in site.blobs.values() if b.name == "submission.csv"][-1]
     assert sent.path.read_bytes() == file.read_bytes()
@@ -873,8 +884,8 @@ def test_a_submission_is_made_once_and_scored(
 
 def test_a_code_submission_names_the_version(site: Standin, account: Account) -> None:
     site.add_competition("runs-code", {"a.csv": b"1"})
-    target = account_of.Target(f"{USER}/some-kernel", 3)
-    account_of.submit(account, "runs-code", Path("submission.csv"), "m", kernel=target)
+    target = client.Target(f"{USER}/some-kernel", 3)
+    competitions.submit(account, "runs-code", Path("submission.csv"), "m", kernel=target)
     asked = next(a for m, a in reversed(site.calls) if m == "CreateCodeSubmission")
     assert (asked["kernelSlug"], asked["kernelVersion"]) == ("some-kernel", 3)
 
@@ -883,7 +894,7 @@ def test_identifiers_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("input,label\n1.png,a\n")
     (tmp_path / "s.csv").write_text("id,label\n1,\n2,\n")
     with pytest.raises(KaggleError, match="nothing for 1 of 2 identifiers .*: 2"):
-        account_of.shape_submission(tmp_path / "p.csv", tmp_path / "s.csv", tmp_path / "o.csv")
+        competitions.shape_submission(tmp_path / "p.csv", tmp_path / "s.csv", tmp_path / "o.csv")
 
 
 def test_the_doctor_names_what_is_used_and_tells_no_secret(
@@ -893,17 +904,17 @@ def test_the_doctor_names_what_is_used_and_tells_no_secret(
     folder.mkdir(parents=True)
     (folder / "kaggle.json").write_text(json.dumps({"username": "old", "key": "f" * 32}))
     (folder / "kaggle.json").chmod(0o600)
-    rows = {what: (found, well) for what, found, well in account_of.diagnose(settings)}
+    rows = {what: (found, well) for what, found, well in doctor.diagnose(settings)}
     assert rows["account"] == (f"{USER}, by KAGGLE_USERNAME and KAGGLE_KEY", True)
     assert "kaggle.json" in rows["not used"][0] and rows["GPU time left"][1]
     monkeypatch.setenv(
         "KAGGLE_API_TOKEN", "KGAT_stale"
     )  # known to nobody; it must not be sent along
-    stale = account_of.diagnose(settings)
+    stale = doctor.diagnose(settings)
     assert all(well for *_, well in stale), "the calls are made with the key"
     assert rows["account"] in [(found, well) for _, found, well in stale]
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-    used = account_of.diagnose(settings)
+    used = doctor.diagnose(settings)
     assert (f"{USER}, by KAGGLE_API_TOKEN") in [found for _, found, _ in used]
     told = json.dumps([list(rows.items()), stale, used], default=str)
     assert KEY not in told and TOKEN not in told and "f" * 32 not in told and "KGAT" not in told

@@ -29,7 +29,7 @@ from mlkit.bundle.manifest import verify_bundle
 from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
 from mlkit.inference.predictor import Predictor
-from mlkit.kaggle.kernel import build_wheel
+from mlkit.kaggle.wheels import build_wheel
 from mlkit.runs.execute import run_key
 from mlkit.runs.record import read_run
 

@@ -242,7 +242,7 @@ def test_heads_that_clients_and_crooks_send(server: Server) -> None:
 
 
 def test_who_does_not_read_is_not_waited_for(start: Callable) -> None:
-    program = "import mlkit.api.server; mlkit.api.server._UNREAD = 3\n" + SERVE
+    program = "import mlkit.api.connection as c; c._UNREAD = 3\n" + SERVE
     with start(program=program) as server, connect(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(head("/openapi.json", method="GET") * 1000)
@@ -425,7 +425,7 @@ def test_a_body_that_cannot_be_taken_apart_in_time_is_504_and_the_end_is_in_time
 
 
 def test_a_load_that_hangs_does_not_outlast_the_end(start: Callable, models: Path) -> None:
-    hangs = "import time, mlkit.api.server as s, mlkit.api.model_host as h\ns._GRACE = 2\n"
+    hangs = "import time, mlkit.api.connection as c, mlkit.api.model_host as h\nc._GRACE = 2\n"
     hangs += "h.Here.hold = lambda *a: print('http://nobody', flush=True) or time.sleep(100)\n"
     with start(program=hangs + SERVE) as server:
         server.process.send_signal(signal.SIGTERM)

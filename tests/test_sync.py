@@ -39,7 +39,7 @@ WINGS = {
     "convert": {"inference"},
     "convert.worker": {"export", "model", "tasks"},  # a program that the sandbox runs
     "kaggle": {"runs"},
-    "kaggle.kernel": {"preprocess"},  # inside a function: what is to travel
+    "kaggle.push": {"preprocess"},  # inside a function: what is to travel
     "cluster": {"api", "inference", "runs"},
     "__main__": {"main"},
 }

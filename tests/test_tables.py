@@ -291,8 +291,10 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     from fastai.callback.core import Callback
 
     from mlkit.config import load_settings
+    from mlkit.model.tabular import learner
+    from mlkit.preprocess.tabular import dataloaders, split
+    from mlkit.preprocess.tabular_audit import audit
     from mlkit.runs.record import Run
-    from mlkit.tasks.tabular import audit, dataloaders, learner, split
     from mlkit.tasks.task import TASKS
     from mlkit.train.fit import TrainInterrupted, fit
 

@@ -24,9 +24,10 @@ from typing import Any
 from ..bundle.registry import Version
 from .connect import joined, room
 from ..config import MlkitError, Settings
-from ..inference.batch import Done, Sheet, open_model, origin, write
+from ..inference.batch import Done, open_model, origin, write
 from ..inference.inputs import BatchError, Inputs, Item
 from ..inference.predictor import Predictor
+from ..inference.writers import Sheet
 
 # %% ../../nbs/cluster/03_batch.ipynb #48135c1c
 @dataclass(frozen=True)
