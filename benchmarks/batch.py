@@ -69,7 +69,7 @@ def memory(process: psutil.Process) -> float:
 
 def command(model: str, models: Path, names: list[str], folder: Path, on: str = "local") -> dict:
     "Return what the command says of itself, and its greatest memory, with that of its workers."
-    program = "from mlkit.main import run; run()"
+    program = "from mlkit.cli.main import run; run()"
     out = folder / ("shards" if on == "ray" else "out.csv")
     words = [sys.executable, "-c", program, "predict", model, "-", "--out", str(out)]
     words += ["--json", "--again", "--set", f"paths.models={models}"]

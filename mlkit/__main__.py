@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/04_command.ipynb #7f38043d
-from .main import run
+from .cli.main import run
 
 if __name__ == "__main__":
     run()

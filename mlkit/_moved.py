@@ -41,6 +41,7 @@ MOVED = {
     "intake": "api.body",
     "kaggle": "kaggle.kernel kaggle.wheels kaggle.bootstrap kaggle.push kaggle.log kaggle.pull kaggle.session kaggle.grid kaggle.dry_run",
     "labelsets": "evaluate.multilabel",
+    "main": "cli.main cli.app cli.train cli.runs cli.models cli.kaggle cli.predict cli.serve cli.demo",
     "mask": "inference.masks",
     "masks": "evaluate.segmentation",
     "measure": "evaluate.regression",

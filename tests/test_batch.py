@@ -26,7 +26,7 @@ COLORS = {"red": "red", "lime": "green", "blue": "blue"}
 SLOWLY = """
 import time
 import mlkit.inference.batch, mlkit.inference.predictor
-from mlkit.main import run
+from mlkit.cli.main import run
 mlkit.inference.batch._EVERY = 0.05
 forward = mlkit.inference.predictor.Predictor.forward_narrow
 def slow(self, batch):
@@ -56,7 +56,7 @@ def predict(
     return run
 
 
-def _command(models: Path, program: str = "from mlkit.main import run; run()") -> list[str]:
+def _command(models: Path, program: str = "from mlkit.cli.main import run; run()") -> list[str]:
     where = f"import os; os.environ['MLKIT_PATHS__MODELS'] = {str(models)!r}\n"
     return [sys.executable, "-c", where + program]
 
@@ -218,7 +218,7 @@ def test_a_reader_that_has_seen_enough(predict: Callable, models: Path, seen: Pa
 
 
 def test_without_pyarrow_it_says_what_to_install(models: Path, seen: Path, tmp_path: Path) -> None:
-    program = "import sys; sys.modules['pyarrow'] = None; from mlkit.main import run; run()"
+    program = "import sys; sys.modules['pyarrow'] = None; from mlkit.cli.main import run; run()"
     words = ["predict", "color", "seen", "--out", "out.parquet"]
     done = subprocess.run(
         [*_command(models, program), *words], cwd=tmp_path, capture_output=True, text=True
@@ -230,7 +230,7 @@ def test_without_pyarrow_it_says_what_to_install(models: Path, seen: Path, tmp_p
 
 def test_memory_does_not_grow_with_the_inputs(models: Path, seen: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from mlkit.main import run\n"
+        "import sys; from mlkit.cli.main import run\n"
         "try:\n    run()\n"
         "finally:\n    print(open('/proc/self/status').read(), file=sys.stderr)"
     )

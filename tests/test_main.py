@@ -213,7 +213,7 @@ def test_kill_leaves_the_whole_version_or_nothing(
     code = f"""
 import os, signal, sys
 import mlkit.train.fit, mlkit.bundle.registry
-from mlkit.main import run
+from mlkit.cli.main import run
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 {module}.{name} = die
@@ -327,7 +327,7 @@ def test_errors_as_json(tmp_path: Path) -> None:
 
 
 def test_the_light_half_names_what_is_missing() -> None:
-    code = "import sys; sys.modules['requests'] = None; from mlkit.main import app; app()"
+    code = "import sys; sys.modules['requests'] = None; from mlkit.cli.main import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", code, "kaggle", "doctor"], capture_output=True, text=True
     )

@@ -41,11 +41,13 @@ WINGS = {
     "kaggle": {"runs"},
     "kaggle.push": {"preprocess"},  # inside a function: what is to travel
     "cluster": {"api", "inference", "runs"},
-    "__main__": {"main"},
+    "main": {"_moved"},
+    "__main__": {"cli"},
 }
-WINGS["main"] = set(WINGS) - {"__main__"}
+WINGS["main"] |= set(WINGS) - {"main", "__main__"}
+WINGS["cli"] = set(WINGS) - {"__main__"}
 LIGHT = {"config", "bundle", "runs", "inference", "api", "client", "convert", "kaggle", "cluster"}
-LIGHT |= {"_moved", "main", "__main__"}
+LIGHT |= {"_moved", "main", "cli", "__main__"}
 HEAVY = {
     "pyarrow",
     "torch",
@@ -219,7 +221,7 @@ def test_light_modules_import_nothing_heavy(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import mlkit.api.server", "import mlkit.main", "import mlkit.inference.predictor"]
+    "code", ["import mlkit.api.server", "import mlkit.cli.main", "import mlkit.inference.predictor"]
 )
 def test_light_half_starts_without_torch(code: str) -> None:
     show = "import sys; print([m for m in ('torch', 'fastai') if m in sys.modules])"
@@ -231,7 +233,7 @@ def test_light_half_starts_without_torch(code: str) -> None:
 
 def test_help_imports_neither_torch_nor_fastai() -> None:
     code = (
-        "import sys\nfrom mlkit.main import run\nsys.argv = ['mlkit', '--help']\n"
+        "import sys\nfrom mlkit.cli.main import run\nsys.argv = ['mlkit', '--help']\n"
         "try:\n    run()\nexcept SystemExit as e:\n    assert not e.code\n"
         "print(sorted({'torch', 'fastai', 'fastapi', 'onnxruntime', 'pydantic'} & set(sys.modules)))"
     )
