@@ -23,8 +23,7 @@ from fastai.optimizer import Adam, Optimizer
 class FusedAdam(Optimizer):
     "fastai's `Adam`, all weights in one operation."
 
-    _step_supports_amp_scaling = True  # torch's GradScaler hands over scale and flag
-    grad_scale = found_inf = None  # by it
+    _step_supports_amp_scaling = True  # torch's GradScaler lends us `grad_scale` and `found_inf`
     bad = None  # a flag of 0 or 1 on the device: leave this step out
 
     def step(self, closure: None = None) -> None:
@@ -33,7 +32,7 @@ class FusedAdam(Optimizer):
         for p, _, state, hyper in self.all_params(with_grad=True):
             key = id(hyper), state.get("do_wd", True), state.get("step", 0)
             groups[key].append((p, state, hyper))
-        flags = [flag for flag in (self.found_inf, self.bad) if flag is not None]
+        flags = [flag for flag in (getattr(self, "found_inf", None), self.bad) if flag is not None]
         flag = torch.stack(flags).amax() if flags else None
         for (_, decays, step), members in groups.items():
             self._step_group(members, decays, step + 1, flag)
@@ -65,7 +64,7 @@ class FusedAdam(Optimizer):
             eps=float(hyper["eps"]),
             amsgrad=False,
             maximize=False,
-            grad_scale=self.grad_scale,
+            grad_scale=getattr(self, "grad_scale", None),
             found_inf=flag,
         )
 
