@@ -91,7 +91,7 @@ def test_the_loop_never_waits_for_the_device(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         fitted(tmp_path, watch, **{"train.epochs": 1})
-    found = [f"{w.filename}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+    found = [f"{w.filename}:{w.lineno}" for w in seen if "called a synchronizing" in str(w.message)]
     assert not found, found
 
 
