@@ -392,7 +392,7 @@ def rates(job: Job, parts, arch: str, size: int) -> None:
     job.tell(f"{name}: plain fastai", theirs, "pictures/s")
     bar = (">=", 5) if size == 128 else None
     job.tell(f"{name}: × plain fastai", ours / theirs, bar=bar)
-    if (arch, size) == job.sizes.nets[0]:
+    if job.gpu and (arch, size) == job.sizes.nets[0]:
         theirs = of_fastai(job, parts, arch, size, {"data.batch_size": 64})
         job.tell(f"{name}: plain fastai, its own batch of 64", theirs, "pictures/s")
         job.tell(f"{name}: × plain fastai, its own batch", ours / theirs)

@@ -21,7 +21,7 @@ SHARES = {  # seconds of eight minutes, in the order of what they tell
     "works": 50,
     "training": 160,
     "serving": 110,
-    "two": 40,
+    "two": 50,
     "accuracy": 60,
     "demo": 60,
 }

@@ -73,7 +73,7 @@ class FusedAdam(Optimizer):
         for p, *_ in self.all_params():
             p.grad = None
 
-
+# %% ../nbs/03_step.ipynb #e199cc5c
 def _laid_like(p: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     "Return the tensor in the memory format of `p`, which the operation asks for."
     if tensor.stride() == p.stride():
@@ -129,7 +129,7 @@ class SlowBar(ProgressCallback):
             self.looked = time.monotonic()
             self.pbar.comment = f"{self.smooth_loss.item():.4f}"
 
-
+# %% ../nbs/03_step.ipynb #eb45fa23
 def _dispatch(learn: Learner) -> Callable[[str], None]:
     callbacks: list[Callback] = []
     concerned: dict[str, list[Callback]] = {}

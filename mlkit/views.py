@@ -110,7 +110,7 @@ class Views(Transform):
             x = torch.addcmul(plus, logit(x), times).sigmoid_()
         return x
 
-
+# %% ../nbs/02_views.ipynb #d6363ab6
 def _resample(
     x: torch.Tensor, where: torch.Tensor, outside: str, corners: bool | None
 ) -> torch.Tensor:
@@ -125,7 +125,7 @@ def _resample(
     grid = (there[..., :2] / there[..., 2:]).view(-1, height, width, 2)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=corners)
 
-
+# %% ../nbs/02_views.ipynb #ef775587
 def find_views(
     transforms: Pipeline,  # of a batch of pictures and one target each
 ) -> Views | None:
