@@ -1,4 +1,4 @@
-"""The parts of gpu.py, each in a process of its own: `python benchmarks/_gpu.py PART JSON`. What is found is written down line by line."""
+"""The parts of gpu.py, each in a process of its own: `python benchmarks/_gpu.py PART < JSON`. What is found is written down line by line."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ from statistics import mean
 import numpy as np
 import torch
 from _callers import request
-from _gpu_engines import Loop, half, loops, new_sizes, torch_loops
+from _gpu_engines import Loop, half, loops, new_sizes, shared, torch_loops
 from fastai.callback.core import Callback
 from PIL import Image
 from serving import CACHE, Server, mlkit_command
@@ -39,19 +39,19 @@ class Sizes:
         ("resnet18", 128),
         ("resnet50", 224),
         ("tf_efficientnet_lite0", 128),
+        ("convnext_tiny", 128),
         ("convnext_tiny", 224),
         ("resnet50", 128),
         ("tf_efficientnet_lite0", 224),
         ("resnet18", 224),
-        ("convnext_tiny", 128),
     )
-    batch: int = 128
-    batches: int = 40
-    seconds: float = 1.0  # of a loop
-    window: float = 6.0  # of many callers
+    batch: int = 256
+    batches: int = 20
+    seconds: float = 0.7  # of a loop
+    window: float = 5.0  # of many callers
     seeds: tuple[int, ...] = (42, 1, 2)
     served: tuple[str, int] = ("resnet50", 224)
-    callers: tuple[int, ...] = (1, 32, 96)
+    callers: tuple[int, ...] = (32, 1, 96)
 
 
 TOY = Sizes(
@@ -63,7 +63,7 @@ TOY = Sizes(
     window=1.0,
     seeds=(42,),
     served=("resnet18", 64),
-    callers=(1, 4),
+    callers=(4, 1),
 )
 
 
@@ -135,11 +135,19 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int], classes: int 
 
 
 def works(job: Job) -> None:
-    job.attempt("mlkit demo", demo, job)
-    learn = job.attempt("fit on digits", precisions, job)
-    if learn is not None:
-        job.attempt("processor against GPU", compare, job, learn)
-    job.attempt("resume", resume, job)
+    made = job.attempt("fit on digits in fp32", precision, job, "fp32")
+    if made is None:
+        return
+    learn, whole = made
+    job.attempt("processor against GPU", compare, job, learn)
+    job.attempt("resume in fp32", resume, job, "fp32", whole)
+    for half_ in ("fp16", "bf16") if job.gpu else ():
+        if made := job.attempt(f"fit on digits in {half_}", precision, job, half_):
+            job.attempt(f"resume in {half_}", resume, job, half_, made[1])
+
+
+def whole_way(job: Job) -> None:
+    job.attempt("mlkit demo", demo, job, needs=20)
 
 
 def demo(job: Job) -> None:
@@ -196,18 +204,15 @@ def digits(job: Job, precision: str, more: dict, stop_after: int = 0):
     return learn, done, run
 
 
-def precisions(job: Job):
-    kept = None
-    for precision in ("fp32", "fp16", "bf16") if job.gpu else ("fp32",):
-        learn, done, _ = digits(job, precision, {})
-        last = done.history[-1]
-        job.tell(
-            f"digits, 4 epochs in {precision}: accuracy",
-            last["accuracy"],
-            note=f"loss {last['valid_loss']:.3f}, {done.seconds:.1f} s on {done.device}",
-        )
-        kept = kept or learn
-    return kept
+def precision(job: Job, name: str):
+    learn, done, _ = digits(job, name, {})
+    last = done.history[-1]
+    job.tell(
+        f"digits, 4 epochs in {name}: accuracy",
+        last["accuracy"],
+        note=f"loss {last['valid_loss']:.3f}, {done.seconds:.1f} s on {done.device}",
+    )
+    return learn, done
 
 
 def probabilities(net, batches, device: str, dtype=None, tf32: bool = False) -> torch.Tensor:
@@ -242,19 +247,17 @@ def compare(job: Job, learn) -> None:
             job.tell("labels that differ, fp32", other, bar=("<=", 0))
 
 
-def resume(job: Job) -> None:
+def resume(job: Job, name: str, whole) -> None:
     "How far two fits differ that nothing stopped, and one that was stopped and went on."
-    for precision in ("fp32", "fp16") if job.gpu else ("fp32",):
-        whole, again = (digits(job, precision, {})[1] for _ in range(2))
-        _, _, run = digits(job, precision, {}, stop_after=2)
-        last = run / "checkpoints/last.pth"
-        resumed = digits(job, precision, {"train.resume": str(last)})[1]
-        job.tell(f"the same fit twice, {precision}: of a loss", apart(whole, again))
-        job.tell(
-            f"stopped and resumed, {precision}: of a loss",
-            apart(whole, resumed),
-            bar=("<=", max(0.02, 3 * apart(whole, again))),
-        )
+    _, _, run = digits(job, name, {}, stop_after=2)
+    resumed = digits(job, name, {"train.resume": str(run / "checkpoints/last.pth")})[1]
+    again = digits(job, name, {})[1]
+    job.tell(f"the same fit twice, {name}: of a loss", apart(whole, again))
+    job.tell(
+        f"stopped and resumed, {name}: of a loss",
+        apart(whole, resumed),
+        bar=("<=", max(0.02, 3 * apart(whole, again))),
+    )
 
 
 def apart(a, b) -> float:
@@ -301,13 +304,15 @@ def training(job: Job) -> None:
     parts = split(audit(str(source), settings), settings)
     seconds = time.perf_counter() - began
     job.tell(f"audit and split of {count} pictures", seconds, "s")
-    for i, (arch, size) in enumerate(job.sizes.nets):
+    first = job.sizes.nets[0]
+    job.attempt(f"{first[0]}, {first[1]} px", rates, job, parts, *first, needs=8)
+    job.attempt("synchronisations", synchronisations, job, parts, *first)
+    for arch, size in job.sizes.nets[1:4]:
         job.attempt(f"{arch}, {size} px", rates, job, parts, arch, size, needs=8)
-        if i == 0:
-            job.attempt("synchronisations", synchronisations, job, parts, arch, size)
-        if i == min(1, len(job.sizes.nets) - 1):
-            job.attempt("variants", variants, job, parts, *job.sizes.nets[0])
-    job.attempt("profile", profile, job, parts, *job.sizes.nets[0], needs=15)
+    job.attempt("variants", variants, job, parts, *first, needs=8)
+    for arch, size in job.sizes.nets[4:]:
+        job.attempt(f"{arch}, {size} px", rates, job, parts, arch, size, needs=12)
+    job.attempt("profile", profile, job, parts, *first, needs=15)
     for arch, size in job.sizes.nets[:3] if job.gpu else ():
         job.attempt("torch.compile", compiled, job, parts, arch, size, needs=45)
 
@@ -322,7 +327,7 @@ def prepared(job: Job, parts, arch: str, size: int, more: dict | None = None):
         "data.workers": min(16, os.cpu_count() or 1),
         "model.arch": arch,
         "model.pretrained": "false",
-        "train.epochs": 3,
+        "train.epochs": 2,
         "train.lr": 1e-3,
     }
     settings = load_settings(*(f"{k}={v}" for k, v in (options | (more or {})).items()))
@@ -339,23 +344,28 @@ def fitted(job: Job, parts, arch: str, size: int, more: dict | None = None):
     return max(clock.rates[1:]), done
 
 
-def limit(job: Job, parts, arch: str, size: int, precision: str, compile_: bool = False):
+def limit(job: Job, parts, arch: str, size: int, precision: str, batch: int = 0, how: str = ""):
     "Return pictures a second of a step on a batch that is on the device already, and the seconds before the first one."
     learn, _, _ = prepared(job, parts, arch, size)
     net = learn.model.to(job.device).train().to(memory_format=torch.channels_last)
-    step_of = torch.compile(net) if compile_ else net
     weights = [p for p in net.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.99), eps=1e-5, fused=True)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     scaler = torch.amp.GradScaler(job.device, enabled=precision == "fp16")
-    x = torch.randn(job.sizes.batch, 3, size, size, device=job.device)
+    x = torch.randn(batch or job.sizes.batch, 3, size, size, device=job.device)
     x = x.to(memory_format=torch.channels_last)
     y = torch.randint(learn.dls.c, (len(x),), device=job.device)
-    began = time.perf_counter()
+    began, step_of = time.perf_counter(), net
+    if how == "compile":
+        step_of = torch.compile(net)
+    if how == "graph":  # forward and backward are one call each
+        with torch.autocast(job.device, dtype, cache_enabled=False):
+            step_of = torch.cuda.make_graphed_callables(net, (x,))
     for step in range(10 + job.sizes.batches):
         if step == 10:
             start = wait(job)
-        with torch.autocast(job.device, dtype or torch.bfloat16, bool(dtype)):
+        cached = how != "graph"
+        with torch.autocast(job.device, dtype or torch.bfloat16, bool(dtype), cached):
             loss = torch.nn.functional.cross_entropy(step_of(x), y)
         scaler.scale(loss).backward()
         scaler.step(opt)
@@ -378,29 +388,39 @@ def rates(job: Job, parts, arch: str, size: int) -> None:
     job.tell(f"{name}: of the synthetic step", ours / top, bar=(">=", 0.9))
     if job.until - time.time() < 6:
         return
-    learn, dls, settings = prepared(job, parts, arch, size)
+    theirs = of_fastai(job, parts, arch, size)
+    job.tell(f"{name}: plain fastai", theirs, "pictures/s")
+    bar = (">=", 5) if size == 128 else None
+    job.tell(f"{name}: × plain fastai", ours / theirs, bar=bar)
+    if job.gpu and (arch, size) == job.sizes.nets[0]:
+        theirs = of_fastai(job, parts, arch, size, {"data.batch_size": 64})
+        job.tell(f"{name}: plain fastai, its own batch of 64", theirs, "pictures/s")
+        job.tell(f"{name}: × plain fastai, its own batch", ours / theirs)
+
+
+def of_fastai(job: Job, parts, arch: str, size: int, more: dict | None = None) -> float:
+    learn, dls, settings = prepared(job, parts, arch, size, more)
     clock, learn = Clock(job), plain(dls, settings)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3, cbs=clock.callback)
-    job.tell(f"{name}: plain fastai", clock.rates[0], "pictures/s")
-    bar = (">=", 5) if size == 128 else None
-    job.tell(f"{name}: × plain fastai", ours / clock.rates[0], bar=bar)
+    return clock.rates[0]
 
 
 def variants(job: Job, parts, arch: str, size: int) -> None:
     "What of mlkit's step costs how much."
-    kinds = {"without augmentation": {"data.augment": "false", "data.flip": "false"}}
-    kinds |= {"batch of 64": {"data.batch_size": 64}} if job.gpu else {}
-    kinds |= {"fp16": {"train.precision": "fp16"}} if job.gpu else {}
-    for name, more in kinds.items():
-        job.tell(
-            f"{arch}, {size} px: mlkit, {name}",
-            fitted(job, parts, arch, size, more)[0],
-            "pictures/s",
-        )
-    if job.gpu:
-        top, _ = limit(job, parts, arch, size, "fp16")
-        job.tell(f"{arch}, {size} px: synthetic step, fp16", top, "pictures/s")
+    name, gpu = f"{arch}, {size} px", job.gpu
+    kinds = {"fp16": {"train.precision": "fp16"}} if gpu else {}
+    kinds["without augmentation"] = {"data.augment": "false", "data.flip": "false"}
+    kinds |= {f"batch of {n}": {"data.batch_size": n} for n in (64, 128) if gpu}
+    for kind, more in kinds.items():
+        if job.until - time.time() > 5:
+            ours, done = fitted(job, parts, arch, size, more)
+            job.tell(f"{name}: mlkit, {kind}", ours, "pictures/s")
+            top = limit(job, parts, arch, size, done.precision, more.get("data.batch_size", 0))[0]
+            job.tell(f"{name}: of the synthetic step, {kind}", ours / top)
+    if gpu:
+        graphed, _ = limit(job, parts, arch, size, "bf16", how="graph")
+        job.tell(f"{name}: synthetic step as a CUDA graph", graphed, "pictures/s")
 
 
 def synchronisations(job: Job, parts, arch: str, size: int) -> None:
@@ -414,7 +434,7 @@ def synchronisations(job: Job, parts, arch: str, size: int) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         mlkit_fit(learn, settings)
-    found = [w for w in seen if "synchroniz" in str(w.message)]
+    found = [w for w in seen if "called a synchronizing" in str(w.message)]
     batches = job.sizes.batches - 1
     places = Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in found)
     each = {place: round(n / batches, 2) for place, n in places.most_common(12)}
@@ -438,7 +458,7 @@ def profile(job: Job, parts, arch: str, size: int) -> None:
 def compiled(job: Job, parts, arch: str, size: int) -> None:
     precision = "bf16" if job.gpu else "fp32"
     plain_rate, _ = limit(job, parts, arch, size, precision)
-    fast, first = limit(job, parts, arch, size, precision, compile_=True)
+    fast, first = limit(job, parts, arch, size, precision, how="compile")
     saved = 1 / plain_rate - 1 / fast
     worth = f"worth it from {first / saved:.0f} pictures on" if saved > 0 else "never worth it"
     job.tell(f"{arch}, {size} px: torch.compile, × the step", fast / plain_rate, note=worth)
@@ -513,23 +533,26 @@ def of_plain(job: Job, options: dict) -> None:
 def serving(job: Job) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     arch, size = job.sizes.served
-    made = make_pictures(job.here / "made", 400 if job.gpu else 60, (400, 533))
-    made_bundle = job.attempt("export", bundle_of, job, made, arch, size)
-    if made_bundle is None:
+    made = job.attempt("bundle", bundle_of, job, arch, size)
+    if made is None:
         return
-    learn, bundle = made_bundle
-    files = sorted(made.rglob("*.jpg"))
-    photographs = [p.read_bytes() for p in files[:: max(1, len(files) // 64)]]
+    net, bundle = made
+    pictures = make_pictures(job.here / "made", 64, (400, 533))
+    photographs = [p.read_bytes() for p in sorted(pictures.rglob("*.jpg"))]
     graph = (bundle / "model.onnx").read_bytes()
+    best: dict[tuple[str, int], Loop] = {}
+    ways = "fp32", "fp16", "tf32"
+    for precision_ in ways[:2] if job.gpu else ways[:1]:
+        job.attempt(f"ONNX Runtime's own loop, {precision_}", own, job, graph, precision_, best)
+        job.attempt(f"mlkit's engine, {precision_}", engine, job, graph, precision_, best)
     reading = job.attempt("decoding", decoding, job, bundle, photographs)
-    best = job.attempt("ONNX Runtime's own loop", own_loops, job, graph, size)
-    if best:
-        job.attempt("mlkit's engine", engine, job, graph, size, best)
-    job.attempt("torch's own loop", torch_rows, job, learn, size)
-    job.attempt("server", server, job, photographs, best or {}, reading)
+    job.attempt("server", server, job, photographs, best, reading, needs=12)
     if best and job.gpu:
-        job.attempt("new sizes of batch", first_passes, job, graph, size)
-        job.attempt("fp16 against fp32", guard, job, graph, bundle, files)
+        job.attempt("fp16 against fp32", guard, job, graph, bundle, photographs)
+        job.attempt("engine=auto", chosen, job, graph, needs=12)
+        job.attempt("new sizes of batch", first_passes, job, graph, size, needs=12)
+        job.attempt("ONNX Runtime's own loop, tf32", own, job, graph, ways[2], best, needs=12)
+    job.attempt("torch's own loop", torch_rows, job, net, size, needs=10)
 
 
 def find_libraries() -> None:
@@ -542,39 +565,35 @@ def find_libraries() -> None:
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, words))
 
 
-def bundle_of(job: Job, source: Path, arch: str, size: int):
-    "Return a Learner and the folder of its bundle, which is in production in the registry."
+def bundle_of(job: Job, arch: str, size: int):
+    "Return a network whose weights are random, and the folder of its bundle, which is in production in the registry."
+    from mlkit.bundle.manifest import ImageInput, Parity, write_bundle
     from mlkit.bundle.registry import Registry
-    from mlkit.export.bundle import export
-    from mlkit.model.vision import learner
+    from mlkit.model.vision import find_arch
 
-    options = job.folders() | {
-        "data.source": str(source),
-        "data.size": size,
-        "data.batch_size": 32,
-        "model.arch": arch,
-        "model.pretrained": "false",
-        "train.epochs": 4 if job.gpu else 1,
-        "train.lr": 1e-3,
-    }
-    dls, settings = loaders(options)
-    learn = learner(dls, settings)
-    done = mlkit_fit(learn, settings)
-    job.tell(f"{arch}, {size} px: accuracy", done.history[-1]["accuracy"])
-    facts = dict(name="photographs", arch=arch, metrics={}, lineage={}, calibration=0)
     began = time.perf_counter()
-    try:
-        bundle = export(learn, job.here / "bundle", **facts)
-    except Exception as e:
-        job.tell("export with torch's defaults", note=f"FAILED: {e}")
-        torch.backends.cudnn.allow_tf32 = False
-        bundle = export(learn, job.here / "bundle", **facts)
-    job.tell("export", time.perf_counter() - began, "s")
-    registry = Registry(settings.paths.models)
+    torch.manual_seed(0)
+    classes = tuple(f"class{i}" for i in range(10))
+    net = torch.nn.Sequential(find_arch(arch)(num_classes=len(classes)), torch.nn.Softmax(1)).eval()
+    path, axes = job.here / "model.onnx", {"x": {0: "n"}, "p": {0: "n"}}
+    names = {"input_names": ["x"], "output_names": ["p"], "dynamic_axes": axes}
+    torch.onnx.export(net, torch.randn(2, 3, size, size), path, dynamo=False, **names)
+    fields = dict(
+        name="photographs",
+        created="2026-01-01T00:00:00Z",
+        task="image-classification",
+        vocab=classes,
+        input=ImageInput(size=(size, size), resize="squish"),
+        arch=arch,
+        metrics={},
+        lineage={},
+        parity=Parity(examples=1, max_difference=0, labels_equal=True),
+    )
+    bundle = write_bundle(job.here / "bundle", fields, {"model.onnx": path})
+    registry = Registry(job.here / "models")
     version = registry.promote(registry.add(bundle, name="photographs").ref)
-    parity = version.manifest.parity.max_difference
-    job.tell("bundle on the processor against Learner", parity, bar=("<=", 1e-4))
-    return learn, version.path
+    job.tell(f"{arch}, {size} px: its bundle is made in", time.perf_counter() - began, "s")
+    return net, version.path
 
 
 def decoding(job: Job, bundle: Path, photographs: list[bytes]) -> float:
@@ -598,78 +617,75 @@ def decoding(job: Job, bundle: Path, photographs: list[bytes]) -> float:
     return found
 
 
-def own_loops(job: Job, graph: bytes, size: int) -> dict[tuple[str, int], Loop]:
-    "Return the fastest loop by precision and batch."
+def own(job: Job, graph: bytes, precision_: str, best: dict[tuple[str, int], Loop]) -> None:
+    "Put the fastest loop of ONNX Runtime alone by precision and batch into `best`."
     import onnxruntime as ort
 
     there = ort.get_available_providers()
-    job.tell(f"ONNX Runtime {ort.__version__}", note=", ".join(there))
     if job.gpu and "CUDAExecutionProvider" not in there:
-        job.tell("ONNX Runtime's own loop", note="left out: no CUDA provider")
-        return {}
-    best: dict[tuple[str, int], Loop] = {}
-    for precision in ("fp32", "tf32", "fp16") if job.gpu else ("fp32",):
-        made = job.attempt(f"graph in {precision}", half, graph) if precision == "fp16" else graph
-        for batch in (1, 32) if job.gpu else (1, 4):
-            found = made and job.attempt(
-                f"ONNX Runtime, {precision}, batch {batch}",
-                loops,
-                made,
-                precision,
-                batch,
-                size,
-                job.sizes.seconds,
-                job.gpu,
-            )
-            for loop in found or []:
-                job.tell(
-                    f"ONNX Runtime, {precision}, batch {batch}, {loop.how}",
-                    loop.rate,
-                    "pictures/s",
-                    note=f"{1e3 * batch / loop.rate:.2f} ms a pass",
-                )
-                if (precision, batch) not in best or loop.rate > best[precision, batch].rate:
-                    best[precision, batch] = loop
-    return best
+        job.tell(f"ONNX Runtime {ort.__version__}", note=f"left out: only {', '.join(there)}")
+        return
+    made, size = half(graph) if precision_ == "fp16" else graph, job.sizes.served[1]
+    for batch in (1, 32) if job.gpu else (1, 4):
+        given = made, precision_, batch, size, job.sizes.seconds, job.gpu
+        name = f"ONNX Runtime, {precision_}, batch {batch}"
+        for loop in job.attempt(name, loops, *given) or []:
+            note = f"{1e3 * batch / loop.rate:.2f} ms a pass"
+            job.tell(f"{name}, {loop.how}", loop.rate, "pictures/s", note=note)
+            if (precision_, batch) not in best or loop.rate > best[precision_, batch].rate:
+                best[precision_, batch] = loop
 
 
-def engine(job: Job, graph: bytes, size: int, best: dict) -> None:
-    "mlkit's engine, which takes and gives arrays in the processor's memory."
-    from mlkit.inference.engines import choose, open_engine
+def engine(job: Job, graph: bytes, precision_: str, best: dict[tuple[str, int], Loop]) -> None:
+    "mlkit's engine, which takes and gives arrays in the processor's memory: one caller, and as many as it has lanes."
+    from mlkit.inference.engines import open_engine
 
-    ours = open_engine("cuda" if job.gpu else "onnxruntime", graph)
+    made, size = half(graph) if precision_ == "fp16" else graph, job.sizes.served[1]
+    ours = open_engine("cuda" if job.gpu else "onnxruntime", made)
     for batch in (1, 32) if job.gpu else (1, 4):
         x = np.random.default_rng(0).standard_normal((batch, 3, size, size), dtype=np.float32)
-        rate = Loop.of("", lambda x=x: ours.run(x), batch, job.sizes.seconds).rate
-        job.tell(f"mlkit's engine, fp32, batch {batch}", rate, "pictures/s")
-        if found := best.get(("fp32", batch)):
-            name = f"mlkit's engine of ONNX Runtime's best loop, fp32, batch {batch}"
-            job.tell(name, rate / found.rate, bar=(">=", 0.9), note=found.how)
-    began = time.perf_counter()
+        once = functools.partial(ours.run, x)
+        alone = Loop.of("", once, batch, job.sizes.seconds).rate
+        name = f"mlkit's engine, {precision_}, batch {batch}"
+        job.tell(f"{name}, one caller", alone, "pictures/s")
+        rate = shared(once, ours.lanes, batch, job.sizes.seconds)
+        job.tell(f"{name}, {ours.lanes} lanes", rate, "pictures/s")
+        if found := best.get((precision_, batch)):
+            job.tell(
+                f"{name}, of the best loop", rate / found.rate, bar=(">=", 0.9), note=found.how
+            )
+
+
+def chosen(job: Job, graph: bytes) -> None:
+    from mlkit.inference.engines import choose
+
+    began, size = time.perf_counter(), job.sizes.served[1]
     _, probe = choose(graph, np.zeros((1, 3, size, size), np.float32))
     seconds = time.perf_counter() - began
     job.tell("engine=auto chooses in", seconds, "s", note=f"{probe.engine}, batch {probe.batch}")
     job.tell("its figures", note=str(probe.per_second))
 
 
-def torch_rows(job: Job, learn, size: int) -> None:
-    for name, loop in torch_loops(learn.model, job.device, size, job.sizes.seconds):
+def torch_rows(job: Job, net, size: int) -> None:
+    for name, loop in torch_loops(net, job.device, size, job.sizes.seconds):
         job.tell(f"torch, {name}", loop.rate, "pictures/s")
 
 
 def server(job: Job, photographs: list[bytes], best: dict, reading: float | None) -> None:
     "Many callers over HTTP; they share the cores with the server."
-    chosen = "cuda" if job.gpu and best else "onnxruntime"
+    wanted = "cuda" if job.gpu and best else "onnxruntime"
     port = free_port()
     sets = [f"{k}={v}" for k, v in job.folders().items() if k != "paths.models"]
-    words = [w for s in (f"api.engine={chosen}", *sets) for w in ("--set", s)]
+    words = [w for s in (f"api.engine={wanted}", *sets) for w in ("--set", s)]
     command = [*mlkit_command(job.here / "models", port, "fp32"), *words]
     one = Server("gpu", command, port, "/v1/predict")
     try:
         one.wait(photographs[0])
-        job.tell(f"mlkit serve, engine={chosen}: first answer", one.first, "s")
+        job.tell(f"mlkit serve, engine={wanted}: first answer", one.first, "s")
         asked = [request(one.path, p, port) for p in photographs]
-        for callers in reversed(job.sizes.callers):  # many first: the sizes of batch are met
+        for callers in job.sizes.callers:
+            if job.until - time.time() < 2 * job.sizes.window:
+                break
             found = one.measure(asked, callers, job.sizes.window)
             errors = sum(n for status, n in found.statuses.items() if status != 200)
             job.tell(
@@ -703,14 +719,14 @@ def first_passes(job: Job, graph: bytes, size: int) -> None:
         )
 
 
-def guard(job: Job, graph: bytes, bundle: Path, files: list[Path]) -> None:
+def guard(job: Job, graph: bytes, bundle: Path, photographs: list[bytes]) -> None:
     "How far fp16 and TF32 are from the processor's fp32, on pictures."
     from _gpu_engines import session
 
     from mlkit.inference.predictor import Predictor
 
     predictor = Predictor(bundle)
-    batch = predictor.reader.read_all([p.read_bytes() for p in files[:128]])[0]
+    batch = predictor.reader.read_all(photographs)[0]
     truth = predictor.forward(batch)
     for name, made in (("fp32", graph), ("tf32", graph), ("fp16", half(graph))):
         one = session(made, name, True)
@@ -742,7 +758,7 @@ def two(job: Job) -> None:
     from mlkit.model.vision import learner
     from mlkit.runs.record import Run
 
-    made = make_pictures(job.here / "made", 2000 if job.gpu else 80, (128, 128))
+    made = make_pictures(job.here / "made", 1000 if job.gpu else 80, (128, 128))
     options = job.folders() | {
         "data.source": str(made),
         "data.size": 64 if job.gpu else 32,
@@ -751,7 +767,7 @@ def two(job: Job) -> None:
         "data.batch_size": 64 if job.gpu else 16,
         "model.arch": job.sizes.digits,
         "model.pretrained": "false",
-        "train.epochs": 3,
+        "train.epochs": 2,
         "train.lr": 1e-3,
         "model.name": "made",
     }
@@ -768,11 +784,14 @@ def two(job: Job) -> None:
         (folder / "task.json").write_text(json.dumps(told | {"where": str(job.here)}))
         began = time.perf_counter()
         ranks = [subprocess.Popen(**of_rank(job, folder, rank)) for rank in (0, 1)]
-        codes = [one.wait(max(1, job.until - time.time())) for one in ranks]
+        try:
+            codes = [one.wait(max(0.1, job.until - 1 - time.time())) for one in ranks]
+        except subprocess.TimeoutExpired:
+            codes = [one.poll() for one in ranks]  # None: it was still at work
         seconds = time.perf_counter() - began
-    if any(codes):
+    if codes != [0, 0]:
         said = "\n".join(p.read_text()[-2500:] for p in sorted(folder.glob("error-*.json")))
-        raise RuntimeError(f"the processes ended with {codes}\n{said}")
+        raise RuntimeError(f"the processes ended with {codes} in {seconds:.0f} s\n{said}")
     shared = json.loads((folder / "fit.json").read_text())
     last = shared["history"][-1]
     job.tell(
@@ -802,6 +821,7 @@ def of_rank(job: Job, folder: Path, rank: int, port: list[int] = []) -> dict:  #
 
 PARTS = {
     "works": works,
+    "demo": whole_way,
     "training": training,
     "accuracy": accuracy,
     "serving": serving,
@@ -810,9 +830,12 @@ PARTS = {
 
 
 def main() -> None:
-    name, told = sys.argv[1], json.loads(sys.argv[2])
-    job = Job(told)
+    name = sys.argv[1]
     find_libraries()
+    get_ready()
+    if not (told := sys.stdin.readline()):
+        return
+    job = Job(json.loads(told))
     threading.Thread(target=functools.partial(last_words, job), daemon=True).start()
     try:
         PARTS[name](job)
@@ -821,6 +844,15 @@ def main() -> None:
             name, note=f"FAILED: {type(e).__name__}: {str(e)[:200]}", error=traceback.format_exc()
         )
         raise
+
+
+def get_ready() -> None:
+    "Import what every part needs, and wake the device, while the part before this one still runs."
+    import mlkit.tasks.task  # noqa: F401
+    import mlkit.train.fit  # noqa: F401
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
 
 
 def last_words(job: Job) -> None:

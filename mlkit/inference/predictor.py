@@ -16,7 +16,7 @@ import numpy as np
 from ..bundle.manifest import BundleError, InputError, Manifest, read_file, read_manifest
 from ..config import MlkitError
 from .answers import named
-from .engines import Engine, EngineError, Probe, choose, open_engine
+from .engines import Engine, EngineError, Probe, choose, meet_sizes, open_engine
 from .tabular import TableReader
 from .text import TextReader
 from .vision import PictureReader
@@ -81,6 +81,9 @@ class Predictor:
             if engine is None or self.probe:
                 like = self.probe or _PLAIN
                 self.engine = open_engine(like.engine, graph, like.lanes)
+                if self.probe and self.engine.device == "GPU":
+                    blank = self.reader.read_all([self.question])[0]
+                    meet_sizes(self.engine, blank, self.probe.batch)
             else:
                 blank = self.reader.read_all([self.question])[0]
                 self.engine, self.probe = choose(graph, blank, wanted=engine)

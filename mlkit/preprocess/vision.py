@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'HELD', 'DataError', 'Example', 'Source', 'read_source', 'find_examples', 'part_of', 'find_mount',
-           'write_digits', 'Picture', 'audit', 'Audit', 'Split', 'split', 'statistics', 'batch_size', 'worker_count',
-           'data_block', 'by_flag', 'dataloaders']
+           'write_digits', 'Picture', 'audit', 'Audit', 'Split', 'split', 'statistics', 'batch_size', 'largest_batch',
+           'worker_count', 'data_block', 'by_flag', 'dataloaders']
 
 # %% ../../nbs/preprocess/04_vision.ipynb #651b7026
 import csv
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from fastai.data.block import (
     CategoryBlock,
     DataBlock,
@@ -856,9 +857,25 @@ def statistics(
 def batch_size(
     count: int,  # training examples
     asked: int = 0,  # `data.batch_size`; 0 = chosen here
+    most: int = 64,  # that are chosen
 ) -> int:
-    "Return the batch size: as asked, else a power of two up to 64 that gives at least 16 steps an epoch."
-    return min(asked, count) or max(2, min(64, 1 << max(count // 16, 1).bit_length() - 1))
+    "Return the batch size: as asked, else a power of two that gives at least 16 steps an epoch, above 64 at least 20."
+    small, large = (1 << max(count // steps, 1).bit_length() - 1 for steps in (16, 20))
+    return min(asked, count) or max(2, min(64, small), min(most, large))
+
+
+def largest_batch(
+    size: int,  # side of the square, pixels
+) -> int:
+    "Return how many pictures a batch may have: 64; on a GPU up to 256, by its memory."
+    if not torch.cuda.is_available():
+        return 64
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    fit = _PIXELS * memory / 2**34 / size**2
+    return max(64, min(256, 1 << max(int(fit), 1).bit_length() - 1))
+
+
+_PIXELS = 256 * 128**2  # of a batch, on a GPU of 16 GiB
 
 
 def worker_count(
@@ -922,10 +939,11 @@ def dataloaders(
         for p in ps
     ]
     count = len(parts.train)
+    most = 64 if parts.task == _MASKS else largest_batch(settings.data.size)  # a U-Net takes more
     set_seed(settings.train.seed)
     return data_block(parts.labels, settings, parts.task).dataloaders(
         items,
-        bs=batch_size(count, settings.data.batch_size),
+        bs=batch_size(count, settings.data.batch_size, most),
         num_workers=worker_count(count, settings.data.workers),
     )
 

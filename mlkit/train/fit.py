@@ -14,9 +14,10 @@ import math
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import valley
@@ -45,6 +46,7 @@ from ..config import MlkitError, Settings, TrainSettings, keep_freed_blocks
 from ..model.vision import in_stages, local_path
 from ..preprocess.cache import BatchDL, Kept, on_pixels, targets_of
 from ..runs.record import Run
+from .step import Mixed, fused, without_waiting
 from .trackers import Trackers, tracked
 
 # %% ../../nbs/train/01_fit.ipynb #419d244a
@@ -393,8 +395,8 @@ class Average(Callback):
 
     def after_step(self) -> None:
         "Move towards the weights."
-        for mean, p in zip(self.mean, self.model.parameters(), strict=True):
-            mean.lerp_(p.detach(), 1 - self.decay)
+        weights = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(self.mean, weights, 1 - self.decay)
 
     def _exchange(self) -> None:
         for mean, p in zip(self.mean, self.model.parameters(), strict=True):
@@ -411,10 +413,24 @@ class Average(Callback):
             self._exchange()
 
 # %% ../../nbs/train/01_fit.ipynb #ad11f5d1
+@dataclass(frozen=True)
+class _Look:
+    "A batch whose loss is looked at."
+
+    loss: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
+    epoch: int  # from 0, as the batch
+    batch: int
+    rate: float
+    told: torch.Tensor | None = None  # whether it is not finite, once `done` is
+    done: torch.cuda.Event | None = None
+
+
 class StopAtNaN(Callback):
     "End the fit at the first loss that is not finite; `error` says where."
 
     order, run_valid = MixedPrecision.order + 1, False
+    ahead = 2  # batches that a GPU may have before the first of them is looked at
 
     def __init__(
         self,
@@ -422,16 +438,49 @@ class StopAtNaN(Callback):
             [bool], bool
         ] = bool,  # with several processes: whether it is so in one of them
     ):
-        self.error, self.any = None, any
+        self.error, self.any, self.looks = None, any, deque()
+
+    def before_train(self) -> None:
+        "Forget the batches of an epoch that was left."
+        self.looks.clear()
 
     def after_loss(self) -> None:
-        "Look at the loss."
-        if not self.any(not torch.isfinite(self.loss).all()):
-            return
+        "Look at the loss, or, on a GPU, at that of a former batch."
         rate = self.opt.hypers[-1]["lr"]
+        look = _Look(self.loss.detach(), self.xb, self.epoch, self.iter, rate)
+        if self.any is bool and self.loss.is_cuda:
+            return self._later(look)
+        if self.any(not torch.isfinite(self.loss).all()):
+            self._end(look)
+
+    def after_train(self) -> None:
+        "Look at what is left."
+        self._look(0)
+
+    def _later(self, look: _Look) -> None:
+        # without fastai's type, of which each operation asks
+        self.learn.loss_grad = self.loss_grad.as_subclass(torch.Tensor)
+        self.learn.loss = self.loss.as_subclass(torch.Tensor)
+        bad = ~torch.isfinite(self.loss.detach()).all()
+        self.opt.bad = bad.float()  # of which `FusedAdam` makes a step that is left out
+        told = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self.looks.append(replace(look, told=told, done=done))
+        self._look(self.ahead)
+
+    def _look(self, most: int) -> None:
+        while self.looks and (len(self.looks) > most or self.looks[0].done.query()):
+            look = self.looks.popleft()
+            look.done.synchronize()
+            if look.told:
+                self._end(look)
+
+    def _end(self, look: _Look) -> None:
+        self.looks.clear()
         self.error = TrainError(
-            f"the loss became {float(self.loss.detach().mean())} in epoch {self.epoch + 1}, batch {self.iter + 1}, at a learning rate of {rate:.2g}; "
-            f"not finite first: {first_not_finite(self.model, self.xb)}. Try --set train.lr={rate / 10:.1g}"
+            f"the loss became {float(look.loss.mean())} in epoch {look.epoch + 1}, batch {look.batch + 1}, at a learning rate of {look.rate:.2g}; "
+            f"not finite first: {first_not_finite(self.model, look.inputs)}. Try --set train.lr={look.rate / 10:.1g}"
         )
         raise CancelFitException()
 
@@ -682,10 +731,11 @@ def fit(
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
         learn.logger = noop
     if precision != "fp32":
-        learn.to_bf16() if precision == "bf16" else learn.to_fp16()
+        learn.add_cb(Mixed(AMPMode(precision)))
     plan = _Plan(learn, settings, run, precision, best, diary, last, batch, group)
+    at_once = fused(learn) if plan.on_gpu else nullcontext()
     try:
-        with tracked(settings, run) as plan.told, on_pixels(learn, settings):
+        with tracked(settings, run) as plan.told, on_pixels(learn, settings), at_once:
             diary.tell = plan.told.epoch
             plan.carry_out()
     except KeyboardInterrupt as e:
@@ -743,8 +793,10 @@ class _Plan:
     told: Trackers = field(default_factory=Trackers)
 
     def __post_init__(self) -> None:
-        self.nan, self.own_loss = StopAtNaN(self.group.any), self.learn.loss_func
-        model = self.settings.model
+        alone = self.group.count == 1
+        self.nan = StopAtNaN(bool if alone else self.group.any)
+        self.own_loss, model = self.learn.loss_func, self.settings.model
+        self.on_gpu = torch.device(self.learn.dls.device or "cpu").type == "cuda"
         self.pretrained = bool(model.pretrained or model.weights)
 
     def carry_out(self) -> None:
@@ -847,4 +899,5 @@ class _Plan:
         cbs += self.group.callbacks() if learn is self.learn else []
         if self.last.batch < self.step and learn is self.learn:
             cbs.append(GradientAccumulation(self.step // self.group.count))
-        learn.fit_one_cycle(epochs, rate, cbs=cbs, start_epoch=done, **schedule)
+        with without_waiting(learn) if self.on_gpu else nullcontext():
+            learn.fit_one_cycle(epochs, rate, cbs=cbs, start_epoch=done, **schedule)
