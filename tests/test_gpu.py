@@ -10,6 +10,7 @@ import torch
 
 from mlkit.config import Settings, load_settings
 from mlkit.inference.engines import available, choose, open_engine
+from mlkit.model.outputs import exact
 from mlkit.model.vision import learner
 from mlkit.preprocess.vision import audit, dataloaders, split
 from mlkit.runs.record import Run
