@@ -172,7 +172,7 @@ def demo(job: Job) -> None:
 def digits(job: Job, precision: str, more: dict, stop_after: int = 0):
     "Return a Learner, its Fit, and the folder of its checkpoints; interrupted after so many epochs."
     from mlkit.model.vision import learner
-    from mlkit.train.fit import TrainInterrupted
+    from mlkit.train.callbacks import TrainInterrupted
 
     options = job.folders() | {
         "data.source": "sklearn:digits",
@@ -295,7 +295,8 @@ class Clock:
 
 
 def training(job: Job) -> None:
-    from mlkit.preprocess.vision import audit, split
+    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.split import split
 
     count = job.sizes.batch * job.sizes.batches
     source = make_pictures(job.here / "made", count + count // 20, (256, 256))

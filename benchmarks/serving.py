@@ -35,7 +35,9 @@ def trained(photographs: Path, arch: str, weights: str | None) -> Path:
     if target.is_file():
         return target
     from mlkit.model.vision import learner
-    from mlkit.preprocess.vision import audit, dataloaders, split
+    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.split import split
+    from mlkit.preprocess.vision import dataloaders
 
     given = [f"model.weights={weights}"] if weights else ["model.pretrained=false"]
 

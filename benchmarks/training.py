@@ -39,7 +39,9 @@ ABLATION = {
 
 def loaders(options: dict, pictures: int | None = None):
     from mlkit.config import load_settings
-    from mlkit.preprocess.vision import audit, dataloaders, split
+    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.split import split
+    from mlkit.preprocess.vision import dataloaders
 
     settings = load_settings(*(f"{k}={v}" for k, v in options.items()))
     parts = split(audit(settings.data.source, settings), settings)

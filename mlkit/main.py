@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mlkit.bundle.registry import Version
     from mlkit.config import Settings
     from mlkit.evaluate.classification import Evaluation
-    from mlkit.preprocess.vision import Audit, Split
+    from mlkit.preprocess.audit import Audit
+    from mlkit.preprocess.split import Split
     from mlkit.runs.record import Run
     from mlkit.tasks.task import Task
     from mlkit.train.fit import Fit

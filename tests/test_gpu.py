@@ -12,9 +12,12 @@ from mlkit.config import Settings, load_settings
 from mlkit.inference.engines import available, choose, open_engine
 from mlkit.model.outputs import exact
 from mlkit.model.vision import learner
-from mlkit.preprocess.vision import audit, dataloaders, split
+from mlkit.preprocess.audit import audit
+from mlkit.preprocess.split import split
+from mlkit.preprocess.vision import dataloaders
 from mlkit.runs.record import Run
-from mlkit.train.fit import Callback, Fit, Learner, TrainError, TrainInterrupted, fit
+from mlkit.train.callbacks import TrainError, TrainInterrupted
+from mlkit.train.fit import Callback, Fit, Learner, fit
 
 pytestmark = [
     pytest.mark.gpu,

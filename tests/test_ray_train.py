@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = [*TOPICS[list(TOPICS)[i % 2]].split(), *"the a of and it was".split()]
             table.writerow([" ".join(rng.choices(words, k=12)), list(TOPICS)[i % 2]])
     shutil.copytree(ROOT / "mlkit", folder / "mlkit", ignore=shutil.ignore_patterns("__pycache__"))
-    module = folder / "mlkit" / "texts.py"
+    module = folder / "mlkit/model/text.py"
     text = module.read_text()
     assert "_DROPOUT = 100, 0.5" in text
     module.write_text(text.replace("_DROPOUT = 100, 0.5", "_DROPOUT = 100, 0.0"))

@@ -268,3 +268,44 @@ def test_nothing_asks_an_index_for_the_strangers_name() -> None:
     ]
     for file in [*files, *NOTEBOOKS, *KERNELS, *MODULES]:
         assert not wanted.search(file.read_text(encoding="utf-8")), file.name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=named)
+def test_no_module_is_long(module: Path) -> None:
+    lines = len(module.read_text(encoding="utf-8").splitlines())
+    assert lines <= (600 if named(module) == "config" else 450)
+
+
+# what a stranger asks, the path that answers, and a name that has to be there
+ANSWERS = {
+    "where is the micro-batching?": ("inference.batcher", "Batcher"),
+    "what reads a CSV?": ("preprocess.columns", "read_table"),
+    "where is the Kaggle upload?": ("kaggle.transfer", "upload"),
+    "what pushes a kernel?": ("kaggle.push", "push"),
+    "what follows a Kaggle session?": ("kaggle.session", "Watch"),
+    "where is `mlkit predict`?": ("cli.predict", "predict"),
+    "where is the whole way in Python?": ("main", "pipeline"),
+    "what runs the ONNX graph?": ("inference.engines", "OnnxRuntime"),
+    "what makes a tensor of an image?": ("inference.vision", "PictureReader"),
+    "what makes numbers of a row?": ("inference.tabular", "TableReader"),
+    "where are the metrics of the server?": ("api.metrics", "Metrics"),
+    "what checks API keys?": ("api.auth", "Gate"),
+    "where are versions promoted?": ("bundle.registry", "Registry"),
+    "where is the manifest's schema?": ("bundle.manifest", "Manifest"),
+    "where is int8 made?": ("export.quantize", "quantize"),
+    "what opens somebody's export.pkl?": ("convert.import_learner", "import_learner"),
+    "where is the sandbox?": ("convert.sandbox", "run_confined"),
+    "where does a fit resume?": ("train.checkpoint", "Continue"),
+    "where is the learning rate found?": ("train.lr_finder", "find_lr"),
+    "where are label errors found?": ("evaluate.data_issues", "label_suspects"),
+    "where is the model card written?": ("evaluate.report", "Report"),
+    "what runs a notebook with parameters?": ("runs.execute", "run_notebook"),
+}
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_a_path_answers_the_question(question: str) -> None:
+    module, name = ANSWERS[question]
+    (file,) = (m for m in MODULES if named(m) == module)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}

@@ -296,7 +296,8 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     from mlkit.preprocess.tabular_audit import audit
     from mlkit.runs.record import Run
     from mlkit.tasks.task import TASKS
-    from mlkit.train.fit import TrainInterrupted, fit
+    from mlkit.train.callbacks import TrainInterrupted
+    from mlkit.train.fit import fit
 
     class Stop(Callback):
         def after_epoch(self) -> None:

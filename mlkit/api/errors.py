@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from .body import Crowded
 from .model_host import NotLoaded, UnknownModel
 from ..config import MlkitError
-from ..inference.engines import Busy
+from ..inference.batcher import Busy
 
 # %% ../../nbs/api/04_errors.ipynb #36526556
 class Problem(BaseModel):

@@ -19,7 +19,8 @@ from typing import Protocol
 from ..bundle.manifest import BundleError, Manifest, verify_bundle
 from ..bundle.registry import Registry, RegistryError, Version
 from ..config import MlkitError, Settings, nearest
-from ..inference.engines import Batcher, Busy, EngineError
+from ..inference.batcher import Batcher, Busy
+from ..inference.engines import EngineError
 from ..inference.predictor import Predictor
 
 # %% ../../nbs/api/05_model_host.ipynb #ac624542

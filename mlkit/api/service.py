@@ -27,7 +27,7 @@ from .metrics import Metrics
 from .model_host import Holder, Host, Served, Slot, UnknownModel
 from ..bundle.manifest import InputError
 from ..config import Settings
-from ..inference.engines import Closed, Done
+from ..inference.batcher import Closed, Done
 from ..inference.vision import FORMATS
 
 # %% ../../nbs/api/06_service.ipynb #f33d4c09

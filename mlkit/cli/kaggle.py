@@ -133,19 +133,22 @@ def kaggle_push(
     debug: Debug = False,
 ) -> None:
     "Send a notebook to Kaggle and return; `attach` follows it and brings home what it makes."
-    from mlkit.kaggle import dry_run, push, session
     from mlkit.kaggle.client import Account
+    from mlkit.kaggle.dry_run import dry_run as run_dry
+    from mlkit.kaggle.push import begin, prepare
+    from mlkit.kaggle.push import push as push_run
+    from mlkit.kaggle.session import held
 
     settings = _load(set_, accelerator=accelerator)
     given = dict(p.partition("=")[::2] for p in parameter or [])
     with _stdout_to_stderr(json_):
         if dry_run:
-            told = dry_run.dry_run(notebook, given, settings, _say)
+            told = run_dry(notebook, given, settings, _say)
         else:
             account = Account(settings.kaggle)
-            run = push.begin(push.prepare(notebook, given, settings, account, _say), settings)
-            with session.held(run):
-                target = push.push(run, account, _say)
+            run = begin(prepare(notebook, given, settings, account, _say), settings)
+            with held(run):
+                target = push_run(run, account, _say)
             told = {
                 "run": run.id,
                 "kernel": target.ref,
@@ -166,12 +169,12 @@ def kaggle_status(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "How far it is on Kaggle."
-    from mlkit.kaggle import session
     from mlkit.kaggle.client import Account
+    from mlkit.kaggle.session import find_target, read_status
 
     settings = _load(set_)
-    target = session.find_target(settings, run)
-    status, failure = session.read_status(Account(settings.kaggle), target, patient=True)
+    target = find_target(settings, run)
+    status, failure = read_status(Account(settings.kaggle), target, patient=True)
     if json_:
         _print_json(
             {
@@ -197,12 +200,12 @@ def kaggle_logs(
     debug: Debug = False,
 ) -> None:
     "What it has printed."
-    from mlkit.kaggle import session
     from mlkit.kaggle.client import Account
+    from mlkit.kaggle.session import find_target, follow_log, read_log
 
     settings = _load(set_)
-    target, account = session.find_target(settings, run), Account(settings.kaggle)
-    lines = session.follow_log(account, target) if follow else session.read_log(account, target)
+    target, account = find_target(settings, run), Account(settings.kaggle)
+    lines = follow_log(account, target) if follow else read_log(account, target)
     for line in lines:
         print(line, flush=True)
 
@@ -218,16 +221,17 @@ def kaggle_attach(
     debug: Debug = False,
 ) -> None:
     "Follow a run to its end and bring home what it made; the exit code is the kernel's."
-    from mlkit.kaggle import pull, session
     from mlkit.kaggle.client import Account, KaggleError
+    from mlkit.kaggle.pull import register
+    from mlkit.kaggle.session import attach, find_run
 
     settings = _load(set_)
-    account, found = Account(settings.kaggle), session.find_run(settings, run)
+    account, found = Account(settings.kaggle), find_run(settings, run)
     with _stdout_to_stderr(json_):
-        record = session.attach(found, settings, account, _say, everything=logs)
+        record = attach(found, settings, account, _say, everything=logs)
     if record.status != "done":
         raise KaggleError(record.error)
-    _show_home(record, pull.register(found, settings), json_, promoted=False)
+    _show_home(record, register(found, settings), json_, promoted=False)
 
 
 @kaggle_app.command("pull")
@@ -236,20 +240,23 @@ def kaggle_pull(
     run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
 ) -> None:
     "Bring home, verified, what a run on Kaggle has made; again if files of it were lost here."
-    from mlkit.kaggle import kernel, pull, session
     from mlkit.kaggle.client import Account, KaggleError
+    from mlkit.kaggle.kernel import target_of
+    from mlkit.kaggle.pull import pull as pull_run
+    from mlkit.kaggle.pull import register
+    from mlkit.kaggle.session import find_run, read_status
     from mlkit.runs.record import read_run
 
     settings = _load(set_)
-    account, found = Account(settings.kaggle), session.find_run(settings, run)
+    account, found = Account(settings.kaggle), find_run(settings, run)
     with _stdout_to_stderr(json_):
-        status, _ = session.read_status(account, kernel.target_of(found), patient=True)
+        status, _ = read_status(account, target_of(found), patient=True)
         if status != "COMPLETE":
             raise KaggleError(
                 f"{found.id} is {status.lower()} on Kaggle; nothing can be brought home"
             )
-        pull.pull(found, account, _say)
-        version = pull.register(found, settings)
+        pull_run(found, account, _say)
+        version = register(found, settings)
     _show_home(read_run(found.folder), version, json_, promoted=False)
 
 
@@ -267,15 +274,15 @@ def kaggle_data(
     debug: Debug = False,
 ) -> None:
     "Audit examples and keep a private dataset equal to them."
-    from mlkit.kaggle import push
     from mlkit.kaggle.client import Account
     from mlkit.kaggle.datasets import Datasets
+    from mlkit.kaggle.push import send_data
 
     settings = _load(set_)
     account = Account(settings.kaggle)
     with _stdout_to_stderr(json_):
         datasets = Datasets(account, settings.paths.cache / "kaggle", _say)
-        source = push.send_data(path, settings, datasets, name)
+        source = send_data(path, settings, datasets, name)
     print(json.dumps({"source": source}) if json_ else f"Train from it there: -p source {source}")
 
 
@@ -316,14 +323,14 @@ def kaggle_submit(
     debug: Debug = False,
 ) -> None:
     "Hand in, and wait for the score."
-    from mlkit.kaggle import kernel, session
     from mlkit.kaggle.client import Account
     from mlkit.kaggle.competitions import shape_submission, submit
+    from mlkit.kaggle.session import find_target
 
     settings = _load(set_)
     if sample:
         file = shape_submission(file, sample, file.with_name("submission.csv"))
-    target = session.find_target(settings, kernel) if kernel else None
+    target = find_target(settings, kernel) if kernel else None
     account = Account(settings.kaggle)
     told = submit(account, competition, file, message, _say, kernel=target)
     if json_:

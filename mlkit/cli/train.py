@@ -179,7 +179,7 @@ def data(
     debug: Debug = False,
 ) -> None:
     "Audit the examples, and nothing else."
-    from mlkit.preprocess.vision import DataError
+    from mlkit.preprocess.source import DataError
     from mlkit.tasks.task import infer_task
 
     settings = _load(set_, source=data)

@@ -28,7 +28,8 @@ from ..bundle.manifest import MANIFEST, SEAL, BundleError, read_file
 from ..bundle.registry import Version
 from .connect import ClusterError, joined, room
 from ..config import MlkitError, Settings
-from ..inference.engines import Busy, Closed, Done, Probe
+from ..inference.batcher import Busy, Closed, Done
+from ..inference.engines import Probe
 from ..inference.predictor import Predictor
 
 # %% ../../nbs/cluster/04_serve.ipynb #f1ee0005

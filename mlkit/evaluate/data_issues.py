@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .classification import Evaluation, gallery
-from ..preprocess.vision import Example, Split
+from ..preprocess.source import Example
+from ..preprocess.split import Split
 
 # %% ../../nbs/evaluate/06_data_issues.ipynb #00eb30a6
 @dataclass(frozen=True)

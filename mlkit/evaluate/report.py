@@ -24,7 +24,7 @@ from mlkit.evaluate.data_issues import (
     plot_near_duplicates,
     plot_suspects,
 )
-from ..preprocess.vision import Split
+from ..preprocess.split import Split
 
 # %% ../../nbs/evaluate/07_report.ipynb #2c9f03dd
 _NO_METRIC = ("epoch", "train_loss", "valid_loss", "seconds")

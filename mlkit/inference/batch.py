@@ -25,7 +25,8 @@ from typing import Any
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
 from ..config import MlkitError, Settings
-from .engines import EngineError, Heavy, Probe, available, cores
+from .batcher import Heavy
+from .engines import EngineError, Probe, available, cores
 from .inputs import BatchError, Item, Strings
 from .predictor import Predictor
 from .writers import Answered, Sheet, _CsvPart, _ParquetPart, _sync

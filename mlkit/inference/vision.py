@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..bundle.manifest import ImageInput, InputError
-from .engines import Heavy
+from .batcher import Heavy
 from .masks import frame
 
 # %% ../../nbs/inference/01_vision.ipynb #35715c15

@@ -69,7 +69,8 @@ def send_data(
     name: str | None = None,  # of the dataset, 6 to 50 characters; made from the folder's when None
 ) -> str:
     "Audit the examples, keep a private dataset equal to them, and return the source to train from there."
-    from mlkit.preprocess.vision import audit, split
+    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.split import split
 
     found = audit(str(source), settings)
     split(found, settings)  # too little is said before anything is sent

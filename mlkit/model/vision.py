@@ -39,7 +39,7 @@ from torch import nn
 
 from ..config import MlkitError, Settings, nearest
 from ..preprocess.cache import targets_of
-from ..preprocess.vision import find_mount
+from ..preprocess.source import find_mount
 
 # %% ../../nbs/model/02_vision.ipynb #d848c126
 class ModelFileError(MlkitError):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..config import Settings
 from ..inference.tabular import is_missing
-from .vision import DataError, find_mount
+from .source import DataError, find_mount
 
 # %% ../../nbs/preprocess/05_columns.ipynb #1a560b3e
 SUFFIXES = {".csv", ".tsv", ".parquet", ".feather"}

@@ -23,9 +23,9 @@ from fastai.torch_core import set_seed
 
 from ..config import Settings
 from .columns import type_of
+from .source import HELD, DataError, part_of
 from .tabular_audit import _PARTS, Audit, _hashes, to_label
 from .target import Goal
-from .vision import HELD, DataError, part_of
 
 # %% ../../nbs/preprocess/06_tabular.ipynb #20772160
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import pandas as pd
 
 from ..config import Settings
 from .columns import _called, read_table, type_of
+from .source import HELD, DataError
 from .target import Goal, _check_columns, _listed, find_goal
-from .vision import HELD, DataError
 
 # %% ../../nbs/preprocess/05_tabular_audit.ipynb #84e4aca5
 _GIVEN_AWAY = 0.99  # balanced accuracy, or R², from one column alone

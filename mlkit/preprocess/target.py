@@ -16,8 +16,8 @@ import pandas as pd
 
 from ..config import Settings
 from .columns import _SKLEARN, SUFFIXES, read_table, type_of
-from .vision import HELD, DataError, find_mount
-from .vision import SUFFIXES as PICTURES
+from .source import HELD, DataError, find_mount
+from .source import SUFFIXES as PICTURES
 
 # %% ../../nbs/preprocess/05_target.ipynb #3c16f7fe
 _TARGETS = (

@@ -27,19 +27,12 @@ from fastai.torch_core import set_seed
 from fasttransform import Transform
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import mlkit.preprocess.vision as preprocess
+import mlkit.preprocess.audit as of_files
+import mlkit.preprocess.split as by_content
 from ..config import DataSettings, Settings
 from .cache import Tokens
-from mlkit.preprocess.vision import (
-    HELD,
-    SUFFIXES,
-    DataError,
-    Example,
-    batch_size,
-    by_flag,
-    find_mount,
-    part_of,
-)
+from .source import HELD, SUFFIXES, DataError, Example, find_mount, part_of
+from .vision import batch_size, by_flag
 
 # %% ../../nbs/preprocess/07_text.ipynb #168d44d7
 _TABLES = {".csv", ".tsv", ".parquet"}
@@ -241,7 +234,7 @@ def _label(value: Any) -> str:
 
 # %% ../../nbs/preprocess/07_text.ipynb #86886c28
 @dataclass(frozen=True)
-class Audit(preprocess.Audit):
+class Audit(of_files.Audit):
     "What a source holds: classes, texts that cannot be learned from, duplicates, leakage, lengths; a table in JupyterLab."
 
     max_tokens: int = 512  # that the model will read
@@ -322,7 +315,7 @@ def audit(
     return Audit(source, tuple(read_texts(source, settings)), max_tokens=settings.data.max_tokens)
 
 
-class Split(preprocess.Split):
+class Split(by_content.Split):
     "Which texts teach and which judge."
 
 
@@ -331,7 +324,7 @@ def split(
     settings: Settings,  # `data.valid`, `data.min_examples`, `train.seed`
 ) -> Split:
     "Return the source's own split, or a stratified one by content; raise `DataError` when there is too little."
-    return Split(**vars(preprocess.split(found, settings)))
+    return Split(**vars(by_content.split(found, settings)))
 
 # %% ../../nbs/preprocess/07_text.ipynb #8fbc50ff
 _PIECES = 20_000

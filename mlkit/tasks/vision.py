@@ -27,7 +27,10 @@ from ..bundle.manifest import ImageInput
 from ..config import Settings
 from ..model.outputs import ExportError, OtherInputs, vocab  # noqa: F401  a part of this module's face, as the next two
 from ..model.vision import learner  # noqa: F401
-from ..preprocess.vision import audit, dataloaders, read_source, split  # noqa: F401
+from ..preprocess.audit import audit
+from ..preprocess.source import read_source
+from ..preprocess.split import split
+from ..preprocess.vision import dataloaders
 
 # %% ../../nbs/tasks/02_vision.ipynb #781e3c98
 def kind_of(

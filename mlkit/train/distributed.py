@@ -35,7 +35,8 @@ from ..cluster.connect import joined, room
 from ..config import Settings
 from ..runs.record import Run, read_history
 from ..tasks.task import infer_task
-from .fit import Alone, Fit, TrainError, TrainInterrupted, fit
+from .callbacks import TrainError, TrainInterrupted
+from .fit import Alone, Fit, fit
 
 # %% ../../nbs/train/08_distributed.ipynb #c069d160
 class Group(Alone):
