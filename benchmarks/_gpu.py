@@ -749,8 +749,8 @@ from pathlib import Path
 import accelerate.utils as utils
 if sys.argv[2] == "cuda":  # NCCL refuses two processes on one device
     utils.InitProcessGroupKwargs = functools.partial(utils.InitProcessGroupKwargs, backend="gloo")
-from mlkit.train.distributed import take_part
-take_part(Path(sys.argv[1]))
+from mlkit.train.distributed import worker_main
+worker_main(Path(sys.argv[1]))
 """
 
 

@@ -26,7 +26,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from mlkit.config import load_settings
-from mlkit.inference.tabular import TableReader
+from mlkit.inference.tabular import RowReader
 from mlkit.model.tabular import learner
 from mlkit.preprocess.columns import read_table
 from mlkit.preprocess.tabular import dataloaders, split
@@ -51,7 +51,7 @@ def ours(
         dls = dataloaders(split(found, settings), settings)
         learn = learner(dls, settings)
         fit(learn, settings, Run.start(settings, join=False))
-        needed = sorted(TableReader(input_spec(learn)).needed)  # never missing in training
+        needed = sorted(RowReader(input_spec(learn)).needed)  # never missing in training
         test = test.dropna(subset=needed).reset_index(drop=True)
         asked = test[list(found.features)].to_dict("records")
         asked = [{k: v for k, v in row.items() if not pd.isna(v)} for row in asked]

@@ -145,15 +145,15 @@ def said(part: str, lines: list[str]) -> bool:
 
 
 @pytest.fixture
-def parcel(tmp_path: Path) -> transfer.Parcel:
+def parcel(tmp_path: Path) -> transfer.Upload:
     files = {}
     for i in range(5):
         files[f"a/{i}.bin"] = tmp_path / f"{i}.bin"
         files[f"a/{i}.bin"].write_bytes(os.urandom(200_000))
-    return transfer.folder_parcel(files, tmp_path / "parcels")
+    return transfer.folder_upload(files, tmp_path / "parcels")
 
 
-def keep(account: Account, tmp_path: Path, name: str, parcel: transfer.Parcel) -> str:
+def keep(account: Account, tmp_path: Path, name: str, parcel: transfer.Upload) -> str:
     return Datasets(account, tmp_path / "memory").keep(name, [parcel])
 
 
@@ -166,7 +166,7 @@ def held_there(site: Standin, ref: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["cut", "503", "429", "400", "reset", "silence", "expire"])
 def test_upload_arrives_whole(
-    kind: str, site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    kind: str, site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     site.fault("upload", kind, times=2)
     ref = keep(account, tmp_path, f"upload-{kind}", parcel)
@@ -175,7 +175,7 @@ def test_upload_arrives_whole(
 
 
 def test_upload_goes_on_where_it_was_cut(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     site.fault("upload", "cut")
     before = site.count("StartBlobUpload")
@@ -191,7 +191,7 @@ def test_a_dataset_is_made_once(
     kind: str,
     site: Standin,
     account: Account,
-    parcel: transfer.Parcel,
+    parcel: transfer.Upload,
     tmp_path: Path,
 ) -> None:
     name = f"made-{method[6:]}-{kind}".lower()
@@ -210,7 +210,7 @@ def test_a_large_file_shows_its_progress(site: Standin, account: Account, tmp_pa
     large.write_bytes(os.urandom(1 << 16) * 320)  # 20 MiB
     told: list[str] = []
     datasets = Datasets(account, tmp_path / "memory", told.append)
-    ref = datasets.keep("large-enough", [transfer.file_parcel(large)])
+    ref = datasets.keep("large-enough", [transfer.file_upload(large)])
     tenths = [f"large.bin: {n} %" for n in range(10, 100, 10)]
     assert [line for line in told if line.endswith(" %")] == tenths
     told.clear()
@@ -222,7 +222,7 @@ def test_a_large_file_shows_its_progress(site: Standin, account: Account, tmp_pa
 
 
 def test_what_is_there_is_not_sent_again(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     ref = keep(account, tmp_path, "kept-as-it-is", parcel)
     before = site.count("StartBlobUpload"), len(site.datasets[ref].versions)
@@ -231,31 +231,31 @@ def test_what_is_there_is_not_sent_again(
     changed = tmp_path / "more.txt"
     changed.write_text("more")
     Datasets(account, tmp_path / "memory").keep(
-        "kept-as-it-is", [parcel, transfer.file_parcel(changed)]
+        "kept-as-it-is", [parcel, transfer.file_upload(changed)]
     )
     assert len(site.datasets[ref].versions) == 2
 
 
 def test_a_version_that_lacks_a_file_is_made_again(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"w" * 1000)
     memory = tmp_path / "memory/uploads.json"
     memory.parent.mkdir()
     dead = {"token": "gone", "url": "http://localhost/upload/gone"}
-    sent = transfer.file_parcel(other)
+    sent = transfer.file_upload(other)
     memory.write_text(json.dumps({f"{sent.name} 1000 http://localhost": dead}))
     ref = Datasets(account, tmp_path / "memory").keep("lacks-a-file", [parcel, sent])
     assert held_there(site, ref) == parcel.listed | sent.listed
 
 
 def test_a_version_that_lost_a_file_there_is_made_again(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"v" * 1000)
-    sent = [parcel, transfer.file_parcel(other)]
+    sent = [parcel, transfer.file_upload(other)]
     site.drop_files = 1
     ref = Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
     assert held_there(site, ref) == parcel.listed | sent[1].listed
@@ -263,12 +263,12 @@ def test_a_version_that_lost_a_file_there_is_made_again(
     site.drop_files = 2
     other.write_bytes(b"u" * 1000)
     with pytest.raises(KaggleError, match="lacks 1 of 6 files: weights-"):
-        sent = [parcel, transfer.file_parcel(other)]
+        sent = [parcel, transfer.file_upload(other)]
         Datasets(account, tmp_path / "memory").keep("lost-a-file", sent)
 
 
 def test_waits_until_it_is_processed(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     site.processing_seconds = 2
     ref = keep(account, tmp_path, "slow-to-process", parcel)
@@ -280,7 +280,7 @@ def test_waits_until_it_is_processed(
 
 
 def test_a_listing_in_pages(
-    site: Standin, account: Account, parcel: transfer.Parcel, tmp_path: Path
+    site: Standin, account: Account, parcel: transfer.Upload, tmp_path: Path
 ) -> None:
     site.page = 2
     ref = keep(account, tmp_path, "many-pages", parcel)

@@ -344,11 +344,11 @@ def test_a_stuck_engine_is_told_of_and_replaced(start: Callable, model_of: Calla
 
 HANGS = """
 import time
-from mlkit.inference.vision import PictureReader
-read = PictureReader.read
+from mlkit.inference.vision import ImageReader
+read = ImageReader.read
 def hang(self, data, **how):
     return time.sleep(100) if data.endswith(b"hang") else read(self, data, **how)
-PictureReader.read = hang
+ImageReader.read = hang
 """
 
 
@@ -426,15 +426,17 @@ def test_a_body_that_cannot_be_taken_apart_in_time_is_504_and_the_end_is_in_time
 
 def test_a_load_that_hangs_does_not_outlast_the_end(start: Callable, models: Path) -> None:
     hangs = "import time, mlkit.api.connection as c, mlkit.api.model_host as h\nc._GRACE = 2\n"
-    hangs += "h.Here.hold = lambda *a: print('http://nobody', flush=True) or time.sleep(100)\n"
+    hangs += (
+        "h.LocalLoader.hold = lambda *a: print('http://nobody', flush=True) or time.sleep(100)\n"
+    )
     with start(program=hangs + SERVE) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
 
 
 def test_alive_while_it_loads(models: Path, tmp_path: Path) -> None:
-    slowly = "import time, mlkit.api.model_host as h; hold = h.Here.hold\n"
-    slowly += "h.Here.hold = lambda *a: time.sleep(3) or hold(*a)\n"
+    slowly = "import time, mlkit.api.model_host as h; hold = h.LocalLoader.hold\n"
+    slowly += "h.LocalLoader.hold = lambda *a: time.sleep(3) or hold(*a)\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

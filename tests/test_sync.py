@@ -14,6 +14,7 @@ import pytest
 from changed import MODULES, NOTEBOOKS, ROOT, named
 from readme import render
 
+from mlkit._moved import RENAMED
 from mlkit.config import Settings, known_keys, load_settings
 
 KERNELS = sorted((ROOT / "kernels").glob("*/*.ipynb"))
@@ -286,18 +287,18 @@ ANSWERS = {
     "where is `mlkit predict`?": ("cli.predict", "predict"),
     "where is the whole way in Python?": ("main", "pipeline"),
     "what runs the ONNX graph?": ("inference.engines", "OnnxRuntime"),
-    "what makes a tensor of an image?": ("inference.vision", "PictureReader"),
-    "what makes numbers of a row?": ("inference.tabular", "TableReader"),
+    "what makes a tensor of an image?": ("inference.vision", "ImageReader"),
+    "what makes numbers of a row?": ("inference.tabular", "RowReader"),
     "where are the metrics of the server?": ("api.metrics", "Metrics"),
     "what checks API keys?": ("api.auth", "Gate"),
     "where are versions promoted?": ("bundle.registry", "Registry"),
     "where is the manifest's schema?": ("bundle.manifest", "Manifest"),
     "where is int8 made?": ("export.quantize", "quantize"),
     "what opens somebody's export.pkl?": ("convert.import_learner", "import_learner"),
-    "where is the sandbox?": ("convert.sandbox", "run_confined"),
-    "where does a fit resume?": ("train.checkpoint", "Continue"),
+    "where is the sandbox?": ("convert.sandbox", "run_sandboxed"),
+    "where does a fit resume?": ("train.checkpoint", "CheckpointCallback"),
     "where is the learning rate found?": ("train.lr_finder", "find_lr"),
-    "where are label errors found?": ("evaluate.data_issues", "label_suspects"),
+    "where are label errors found?": ("evaluate.data_issues", "find_label_issues"),
     "where is the model card written?": ("evaluate.report", "Report"),
     "what runs a notebook with parameters?": ("runs.execute", "run_notebook"),
 }
@@ -309,3 +310,14 @@ def test_a_path_answers_the_question(question: str) -> None:
     (file,) = (m for m in MODULES if named(m) == module)
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=named)
+def test_no_module_bears_a_name_of_before(module: Path) -> None:
+    if named(module) == "_moved":
+        return
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    assert not names & RENAMED.keys()
+    gone = "express doubts several intake gate confine fleet shards nodes account foreign pickles words"
+    assert named(module).rpartition(".")[2] not in gone.split()

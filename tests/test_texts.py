@@ -111,7 +111,7 @@ def test_pipeline_learns_and_keeps_parity(told: dict, local: Predictor) -> None:
     assert local.manifest.vocab == tuple(sorted(TOPICS)) and local.manifest.arch == "bag"
     assert "tokenizer.json" in local.manifest.files and local.manifest.input.max_tokens == 64
     assert "row 241\tempty" in (Path(told["run"]) / "quarantine.tsv").read_text()
-    local.rehearse()
+    local.check_golden()
 
 
 def test_server_tells_topics(http: httpx.Client) -> None:

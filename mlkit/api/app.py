@@ -21,8 +21,8 @@ import mlkit.api.open_inference as v2
 import mlkit.inference.answers as answers
 from .body import Inputs
 from .errors import _HANDLERS, _on_bug, _on_invalid
-from .middleware import Envelope
-from .model_host import Holder, Slot
+from .middleware import RequestMiddleware
+from .model_host import ModelLoader, Route
 from mlkit.api.openapi import (
     ModelInfo,
     ModelList,
@@ -43,8 +43,8 @@ from ..inference.predictor import READERS
 def create_app(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
-    holder: Holder | None = None,  # where they are; None = this process
-) -> Envelope:
+    holder: ModelLoader | None = None,  # where they are; None = this process
+) -> RequestMiddleware:
     "Return the app, which loads the models when it starts, the first one the default; raise `MlkitError` for one that is not there."
     service = Service(settings, models, holder)
 
@@ -78,7 +78,7 @@ def create_app(
     _add_models(app, service)
     _add_predict(app, service)
     _add_v2(app, service)
-    return Envelope(app, service)
+    return RequestMiddleware(app, service)
 
 
 def _add_page(app: FastAPI, service: Service) -> None:
@@ -153,7 +153,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 def _add_v2(app: FastAPI, service: Service) -> None:
     tags = {"tags": ["Open Inference Protocol"]}
 
-    def slot_of(name: str, version: str | None) -> Slot:
+    def slot_of(name: str, version: str | None) -> Route:
         return service.host.find(name if version is None else f"{name}@{version}")
 
     @app.get("/v2", **tags)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'Reader', 'Instances', 'too_many', 'complaint', 'parsed', 'has_more_commas', 'unencoded', 'media_type',
-           'inputs_of', 'declared_length', 'Crowded', 'Intake', 'Room']
+           'inputs_of', 'declared_length', 'TooManyBytes', 'Intake', 'ByteBudget']
 
 # %% ../../nbs/api/01_body.ipynb #9fc5db36
 import asyncio
@@ -250,7 +250,7 @@ def declared_length(
     return int(text) if len(text) < 20 else 1 << 62
 
 
-class Crowded(MlkitError):
+class TooManyBytes(MlkitError):
     "More bytes are held than the server may hold."
 
 
@@ -266,16 +266,16 @@ class Intake:
         self.held = 0  # bytes of all bodies
 
     @contextmanager
-    def room(self) -> Iterator["Room"]:
+    def room(self) -> Iterator["ByteBudget"]:
         "Hold bytes as long as the block lasts."
-        room = Room(self)
+        room = ByteBudget(self)
         try:
             yield room
         finally:
             room.take(-room.held)
 
 
-class Room:
+class ByteBudget:
     "The bytes of one request."
 
     def __init__(self, intake: Intake):
@@ -285,16 +285,16 @@ class Room:
         self,
         length: int,  # bytes more
     ) -> None:
-        "Raise `Crowded` if they would be too many. A body alone is always taken, however small the limit."
+        "Raise `TooManyBytes` if they would be too many. A body alone is always taken, however small the limit."
         intake = self.intake
         if length > 0 and intake.held > self.held and intake.held + length > intake.all:
-            raise Crowded(f"{intake.held >> 20} MiB of requests are held already")
+            raise TooManyBytes(f"{intake.held >> 20} MiB of requests are held already")
 
     def take(
         self,
         length: int,  # bytes more
     ) -> None:
-        "Count them; raise `Crowded`."
+        "Count them; raise `TooManyBytes`."
         self.check(length)
         intake = self.intake
         self.held += length
@@ -304,7 +304,7 @@ class Room:
         self,
         request: Request,
     ) -> bytes:
-        "Return the body; raise `Crowded`, 413 or 408."
+        "Return the body; raise `TooManyBytes`, 413 or 408."
         intake = self.intake
         said = f"the body is larger than {intake.limit >> 20} MiB; send fewer inputs"
         declared = declared_length(request.headers.get("content-length", "0"))

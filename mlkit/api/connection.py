@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .logs import _ignored
-from .middleware import Envelope
+from .middleware import RequestMiddleware
 from ..config import MlkitError, Settings, keep_freed_blocks
 
 # %% ../../nbs/api/12_connection.ipynb #0d4c8a30
@@ -138,7 +138,7 @@ class _Protocol(HttpToolsProtocol):
 
 # %% ../../nbs/api/12_connection.ipynb #f2c62c58
 class _Server(uvicorn.Server):
-    def __init__(self, app: Envelope, settings: Settings, announce: Callable[[], None]):
+    def __init__(self, app: RequestMiddleware, settings: Settings, announce: Callable[[], None]):
         protocol = type("Protocol", (_Protocol,), {"header_seconds": settings.api.header_seconds})
         super().__init__(
             uvicorn.Config(

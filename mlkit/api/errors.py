@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from .body import Crowded
+from .body import TooManyBytes
 from .model_host import NotLoaded, UnknownModel
 from ..config import MlkitError
 from ..inference.batcher import Busy
@@ -89,7 +89,7 @@ async def _on_unknown(request: Request, e: UnknownModel) -> JSONResponse:
 
 async def _on_busy(request: Request, e: MlkitError) -> JSONResponse:
     await request.app.state.service.hold_back()
-    request.state.reason = {Busy: "queue", Crowded: "bytes"}.get(type(e), "loading")
+    request.state.reason = {Busy: "queue", TooManyBytes: "bytes"}.get(type(e), "loading")
     again = max(1, math.ceil(getattr(e, "seconds", 1)))
     said = f"{e}; come again in {again} s"
     return _problem(request.scope, 503, said, Retry_After=str(again))
@@ -99,7 +99,7 @@ _HANDLERS: dict[type[Exception], Callable[..., Awaitable[Response]]] = {
     HTTPException: _on_http_exception,
     UnknownModel: _on_unknown,
     Busy: _on_busy,
-    Crowded: _on_busy,
+    TooManyBytes: _on_busy,
     NotLoaded: _on_busy,
 }
 

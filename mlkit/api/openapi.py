@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 import mlkit.inference.answers as answers
 from .body import Instances
 from .errors import Problem
-from .model_host import Slot
+from .model_host import Route
 from .service import Answer, Service
 from ..bundle.manifest import read_file
 from ..bundle.registry import Version
@@ -114,11 +114,11 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _LINEAGE = ("run", "fingerprint", "examples", "seed", "fit")  # no settings: they hold paths
 
 
-def _version(service: Service, slot: Slot) -> Version:
+def _version(service: Service, slot: Route) -> Version:
     return slot.served.version if slot.served else service.host.registry.resolve(slot.ref)
 
 
-def _info(service: Service, slot: Slot) -> ModelInfo:
+def _info(service: Service, slot: Route) -> ModelInfo:
     served, version = slot.served, _version(service, slot)
     manifest = served.manifest if served else version.manifest
     probe = served and served.predictor.probe

@@ -16,7 +16,7 @@ from typing import Any
 from .app import create_app
 from .connection import _run, _Server
 from .logs import _log_to_stderr
-from .model_host import Holder, ServeError
+from .model_host import ModelLoader, ServeError
 from .workers import _facts, _leave_the_hanging, _shared_metrics, _Workers
 from ..config import Settings
 
@@ -78,7 +78,7 @@ def serve(
     settings: Settings,
     models: Sequence[str] = (),  # references; empty = every model that has a production version
     *,
-    holder: Holder | None = None,  # where they are; None = each process holds them
+    holder: ModelLoader | None = None,  # where they are; None = each process holds them
     announce: Callable[[str, dict[str, Any]], None] = announce,  # told once, when it accepts
 ) -> None:
     "Serve until SIGTERM or Ctrl-C; raise `MlkitError` if the port or a model cannot be had."

@@ -24,7 +24,7 @@ from .auth import Gate
 from .body import Inputs, Intake, inputs_of, media_type, too_many
 from .errors import _STATUS
 from .metrics import Metrics
-from .model_host import Holder, Host, Served, Slot, UnknownModel
+from .model_host import LoadedModel, ModelHost, ModelLoader, Route, UnknownModel
 from ..bundle.manifest import InputError
 from ..config import Settings
 from ..inference.batcher import Closed, Done
@@ -53,9 +53,9 @@ class Service:
         self,
         settings: Settings,
         models: Sequence[str] = (),  # references; empty = every model that has a production version
-        holder: Holder | None = None,  # where they are; None = this process
+        holder: ModelLoader | None = None,  # where they are; None = this process
     ):
-        self.api, self.host = settings.api, Host(settings, models, holder)
+        self.api, self.host = settings.api, ModelHost(settings, models, holder)
         self.intake, self.metrics, self.gate = Intake(settings), Metrics(), Gate(settings)
         self.readers = ThreadPoolExecutor(4, "mlkit-body")
         self.refusals, self.since = 0, 0.0
@@ -69,7 +69,7 @@ class Service:
         parse: Callable[
             [Request, Any], tuple[Callable[[bytes], Inputs], bool]
         ],  # looks at the headers, with the model's reader: how to read the body, and whether it is one input as it is
-    ) -> tuple[Served, Done]:
+    ) -> tuple[LoadedModel, Done]:
         "Return the rows of a request's inputs, and what made them; raise `HTTPException`, `Busy`, …"
         slot = self.host.find(name)
         request.state.model = slot.ref.partition("@")[0]
@@ -96,8 +96,8 @@ class Service:
             raise HTTPException(504, said) from e
 
     async def _rows(
-        self, request: Request, slot: Slot, name: str, inputs: Inputs
-    ) -> tuple[Served, Done]:
+        self, request: Request, slot: Route, name: str, inputs: Inputs
+    ) -> tuple[LoadedModel, Done]:
         data, seconds = [d for _, d in inputs], self.api.predict_seconds
         while True:
             served = await self.host.get(slot, seconds)
@@ -163,7 +163,7 @@ class Service:
         if self.refusals > _STORM:
             await asyncio.sleep(_HELD)
 
-    def _observe(self, outcome: str, slot: Slot) -> None:
+    def _observe(self, outcome: str, slot: Route) -> None:
         self.metrics.swaps.labels(slot.ref, outcome).inc()
 
     async def gauge(self) -> None:
@@ -178,7 +178,7 @@ class Service:
             await asyncio.sleep(0.5)
 
 # %% ../../nbs/api/06_service.ipynb #4251c91f
-def _answer(served: Served, done: Done, top_k: int | None) -> dict[str, Any]:
+def _answer(served: LoadedModel, done: Done, top_k: int | None) -> dict[str, Any]:
     found = map(served.predictor.named, done.rows, done.notes)
     predictions = [answers.to_json(one, top_k) for one in found]
     name, version = served.version.name, served.version.version

@@ -25,12 +25,12 @@ from typing import Any
 from .app import create_app
 from .connection import _GRACE, _run, _Server
 from .logs import _log_to_stderr
-from .middleware import Envelope
+from .middleware import RequestMiddleware
 from .model_host import ServeError
 from ..config import MlkitError, Settings
 
 # %% ../../nbs/api/14_workers.ipynb #29e76362
-def _facts(app: Envelope, settings: Settings) -> dict[str, Any]:
+def _facts(app: RequestMiddleware, settings: Settings) -> dict[str, Any]:
     service = app.state.service
     models = []
     for slot in service.host.slots.values():

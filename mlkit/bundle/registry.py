@@ -20,10 +20,10 @@ from mlkit.bundle.manifest import (
     MANIFEST,
     BundleError,
     Manifest,
-    part_folder,
+    clean_partial,
     publish,
     read_manifest,
-    sweep,
+    staging_dir,
     verify_bundle,
 )
 from ..config import MlkitError, nearest
@@ -141,8 +141,8 @@ class Registry:
             raise RegistryError(f"the bundle in {folder} is named {own!r}, not {name!r}", name)
         home = self.root / name
         home.mkdir(parents=True, exist_ok=True)
-        sweep(home)
-        part = part_folder(home / name)
+        clean_partial(home)
+        part = staging_dir(home / name)
         try:
             shutil.copytree(folder, part, dirs_exist_ok=True)
             verify_bundle(part)  # the copy, for the original may have changed meanwhile
@@ -226,7 +226,7 @@ class Registry:
                 raise RegistryError(f"{version.ref} is in production; {remedy}", ref)
             pointer.highest = max(pointer.highest, version.version)
             _write_pointer(home, pointer)
-            part = part_folder(version.path)
+            part = staging_dir(version.path)
             os.rename(version.path, part / "removed")
         shutil.rmtree(part)
         return version

@@ -19,7 +19,7 @@ from typing import Any
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
 from ..config import MlkitError
 from .pickle_scan import Inspection, inspect
-from .sandbox import ConfineError, Limits, missing, run_confined
+from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
 
 # %% ../../nbs/convert/04_import_learner.ipynb #5a16fd97
@@ -116,8 +116,8 @@ def _open_in(
 ) -> None:
     job = {"name": name, "names": [*seen.usual]}
     try:
-        run_confined("mlkit.convert.worker:convert", box, job, limits=limits, without=without)
-    except ConfineError as e:
+        run_sandboxed("mlkit.convert.worker:convert", box, job, limits=limits, without=without)
+    except SandboxError as e:
         remedy = (
             "; on another machine, or in a container that you throw away, --unconfined does without"
             if missing()
@@ -166,7 +166,7 @@ def _rewritten(
         }
         bundle = write_bundle(left.parents[1] / "checked", fields | own, files)
         _check_graph(bundle / "model.onnx")
-        Predictor(bundle).rehearse()
+        Predictor(bundle).check_golden()
     except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
             f"{seen.name} was opened, and what came out is no bundle: {_printable(str(e))[:2000]}",

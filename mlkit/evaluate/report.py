@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 
 from .classification import Evaluation
 from mlkit.evaluate.data_issues import (
+    LabelIssue,
     NearDuplicate,
-    Suspect,
-    label_suspects,
+    find_label_issues,
     near_duplicates,
+    plot_label_issues,
     plot_near_duplicates,
-    plot_suspects,
 )
 from ..preprocess.split import Split
 
@@ -66,11 +66,11 @@ class Report:
         return type(self.parts) is Split
 
     @cached_property
-    def suspects(self) -> list[Suspect]:
+    def suspects(self) -> list[LabelIssue]:
         "Pictures whose label is likely wrong, the likeliest first."
         if not (self.pictures and isinstance(self.found, Evaluation)):
             return []
-        return label_suspects(self.found, *([self.train] if self.train else []))
+        return find_label_issues(self.found, *([self.train] if self.train else []))
 
     @cached_property
     def duplicates(self) -> list[NearDuplicate]:
@@ -104,7 +104,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         plots = self.found.plots() | {"history.png": plot_history(self.history)}
         if self.suspects:
-            plots["label_suspects.png"] = plot_suspects(self.suspects)
+            plots["label_suspects.png"] = plot_label_issues(self.suspects)
         if self.duplicates:
             plots["near_duplicates.png"] = plot_near_duplicates(self.duplicates)
         for file, figure in plots.items():

@@ -25,7 +25,7 @@ from typing import Any
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
 from ..config import MlkitError, Settings
-from .batcher import Heavy
+from .batcher import Oversized
 from .engines import EngineError, Probe, available, cores
 from .inputs import BatchError, Item, Strings
 from .predictor import Predictor
@@ -111,7 +111,7 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
             return data
         try:
             return reader.read(data, alone=False)
-        except Heavy:
+        except Oversized:
             with alone:
                 return reader.read(data)
     except (InputError, OSError, ValueError) as e:  # ValueError: a file name with a NUL

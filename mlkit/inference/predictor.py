@@ -17,9 +17,9 @@ from ..bundle.manifest import BundleError, InputError, Manifest, read_file, read
 from ..config import MlkitError
 from .answers import named
 from .engines import Engine, EngineError, Probe, choose, meet_sizes, open_engine
-from .tabular import TableReader
+from .tabular import RowReader
 from .text import TextReader
-from .vision import PictureReader
+from .vision import ImageReader
 
 # %% ../../nbs/inference/09_predictor.ipynb #eb8fffbb
 _PLAIN = Probe("onnxruntime", "CPU", 1, 1, {})
@@ -42,7 +42,7 @@ def _graph(
     return precision
 
 # %% ../../nbs/inference/09_predictor.ipynb #5d55616f
-READERS = {"image": PictureReader, "table": TableReader, "text": TextReader}
+READERS = {"image": ImageReader, "table": RowReader, "text": TextReader}
 
 
 class Predictor:
@@ -142,7 +142,7 @@ class Predictor:
         "Return what the row means, at the temperature where answers are calibrated."
         return named(row, self.manifest, note, temperature=self.temperature)
 
-    def rehearse(self) -> None:
+    def check_golden(self) -> None:
         "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently."
         if not self.manifest.golden:
             self.forward(self.reader.read_all([self.question])[0])

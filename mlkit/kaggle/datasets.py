@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .client import Account, KaggleError, fill, split_ref
-from .transfer import Parcel, upload
+from .transfer import Upload, upload
 
 # %% ../../nbs/kaggle/03_datasets.ipynb #5894739a
 class Datasets:
@@ -84,7 +84,7 @@ class Datasets:
     def keep(
         self,
         name: str,  # of the dataset, 6 to 50 characters; the owner is the account
-        parcels: Sequence[Parcel],  # all that it is to hold
+        parcels: Sequence[Upload],  # all that it is to hold
     ) -> str:
         "Make the private dataset hold exactly these files, and return owner/name, ready to be mounted."
         ref = f"{self.account.user}/{name}"
@@ -206,7 +206,7 @@ class Datasets:
         if answer.error or (answer.status or "ok").lower() == "error":
             raise KaggleError(f"Kaggle made no dataset {ref}: {answer.error or answer.status}")
 
-    def _upload(self, parcel: Parcel) -> str:
+    def _upload(self, parcel: Upload) -> str:
         "Send a file, from where an earlier try ended, and return its token."
         size = parcel.path.stat().st_size
         key = f"{parcel.name} {size} {self.account.endpoint}"

@@ -22,8 +22,8 @@ from .datasets import Datasets
 from .kernel import describe_kernel
 from .log import _plain
 from .pull import _read_outputs, _said, _write
-from .push import Parts, _sources, compose, travel
-from .transfer import Parcel, file_parcel
+from .push import Parts, _sources, compose, upload_local_inputs
+from .transfer import Upload, file_upload
 from .wheels import build_wheel
 from ..runs.execute import check_parameters, find_parameters
 from ..runs.record import Run
@@ -44,7 +44,7 @@ class LocalDatasets(Datasets):
     def keep(
         self,
         name: str,
-        parcels: Sequence[Parcel],
+        parcels: Sequence[Upload],
     ) -> str:
         "Unpack the parcels, and return owner/name."
         place = self.root / "datasets" / self.owner / name
@@ -93,8 +93,8 @@ def dry_run(
         for name in ("input", "working", "home", "tmp"):
             (top / name).mkdir()
         datasets = LocalDatasets(top / "input", top / "cache", user)
-        there = travel(values, settings, datasets)
-        wheel = file_parcel(build_wheel(top / "wheels"))
+        there = upload_local_inputs(values, settings, datasets)
+        wheel = file_upload(build_wheel(top / "wheels"))
         baggage = datasets.keep("mlkit-baggage", [wheel])
         metadata = describe_kernel(notebook, user, settings.kaggle, [baggage, *_sources(there)])
         absent = [

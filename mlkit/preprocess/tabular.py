@@ -25,7 +25,7 @@ from ..config import Settings
 from .columns import type_of
 from .source import HELD, DataError, part_of
 from .tabular_audit import _PARTS, Audit, _hashes, to_label
-from .target import Goal
+from .target import Target
 
 # %% ../../nbs/preprocess/06_tabular.ipynb #20772160
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Split:
     valid: pd.DataFrame = field(repr=False)
     labels: tuple[str, ...]
     fingerprint: str
-    goal: Goal
+    goal: Target
     left_out: dict[str, str]  # column → why it is not learned from
     how: str  # it was split
 
@@ -133,7 +133,7 @@ def _check_enough(found: Audit, least: int) -> None:
         )
 
 
-def _strata(rows: pd.DataFrame, goal: Goal, grouped: bool) -> np.ndarray:
+def _strata(rows: pd.DataFrame, goal: Target, grouped: bool) -> np.ndarray:
     if grouped:
         return np.zeros(len(rows), int)
     y = rows[goal.targets[0]]
@@ -168,7 +168,7 @@ class Origin:
     "What a dataset was made of; `learn.export` leaves it behind."
 
     rows: pd.DataFrame = field(repr=False)  # before any preprocessing
-    goal: Goal
+    goal: Target
     missing: Literal["fill", "refuse"]  # `data.missing`
 
 
@@ -184,7 +184,7 @@ def table_batch_size(
 
 def prepared(
     rows: pd.DataFrame,  # from `read_table` or `Split`
-    goal: Goal,
+    goal: Target,
 ) -> pd.DataFrame:
     "Return the rows as they are learned from: dates in parts, targets as labels, logarithms or float."
     frame = rows.copy()

@@ -18,7 +18,7 @@ import pandas as pd
 from ..config import Settings
 from .columns import _called, read_table, type_of
 from .source import HELD, DataError
-from .target import Goal, _check_columns, _listed, find_goal
+from .target import Target, _check_columns, _listed, find_target
 
 # %% ../../nbs/preprocess/05_tabular_audit.ipynb #84e4aca5
 _GIVEN_AWAY = 0.99  # balanced accuracy, or R², from one column alone
@@ -33,7 +33,7 @@ class Audit:
 
     source: str
     frame: pd.DataFrame = field(repr=False)  # from `read_table`
-    goal: Goal
+    goal: Target
     left_out: dict[str, str]  # column → why it is not learned from
     alone: dict[str, float] = field(repr=False)  # column → what it predicts by itself
 
@@ -162,7 +162,7 @@ def audit(
 ) -> Audit:
     "Return what is in a table and what will be learned from; raise `DataError` where nothing is left."
     frame, data = read_table(source, settings), settings.data
-    goal = find_goal(frame, settings)
+    goal = find_target(frame, settings)
     keep, ignore = _listed(data.keep), _listed(data.ignore)
     for key, names in (
         ("keep", keep),
@@ -216,7 +216,7 @@ def _useless(values: pd.Series, name: str) -> str | None:
     return None
 
 
-def _alone(frame: pd.DataFrame, name: str, goal: Goal) -> float:
+def _alone(frame: pd.DataFrame, name: str, goal: Target) -> float:
     "Return how well the column predicts the first target of rows that were held out."
     from sklearn.metrics import balanced_accuracy_score, r2_score
     from sklearn.model_selection import KFold, cross_val_predict

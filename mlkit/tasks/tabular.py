@@ -23,13 +23,13 @@ import mlkit.model.outputs as express
 from ..bundle.manifest import Category, Column, Number, TableInput
 from ..config import Settings
 from ..inference.tabular import DATE_PARTS
-from ..model.outputs import ExportError, OtherInputs
+from ..model.outputs import ExportError, UnsupportedInput
 from ..model.tabular import learner  # noqa: F401  a part of this module's face, as the next three
 from ..preprocess.columns import _as_dates, type_of
 from ..preprocess.tabular import dataloaders, prepared, split  # noqa: F401
 from ..preprocess.tabular_audit import audit  # noqa: F401
 from mlkit.preprocess.target import (
-    Goal,
+    Target,
     kind_of,  # noqa: F401
 )
 
@@ -40,7 +40,7 @@ def input_spec(
     "Return the preprocessing of `learn` as data; raise `ExportError` naming what cannot be said."
     table = learn.dls.train_ds
     if not isinstance(table, TabularPandas):
-        raise OtherInputs(
+        raise UnsupportedInput(
             f"the Learner's inputs are {type(table).__name__}; a table is TabularPandas", "inputs"
         )
     procs = {type(p): p for p in table.procs.fs}
@@ -157,7 +157,7 @@ def answers(
     return express.answers(learn, learn.dls.test_dl(frame))
 
 
-_NO_GOAL = Goal((), "classification", ())
+_NO_GOAL = Target((), "classification", ())
 
 
 def _column(values: Sequence[Any], kind: str) -> pd.Series:

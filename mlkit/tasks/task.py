@@ -18,10 +18,10 @@ import mlkit.tasks.text as texts
 import mlkit.tasks.vision as pictures
 from ..config import Settings, SettingsError, nearest
 from ..evaluate.classification import Evaluation, evaluate
-from ..evaluate.multilabel import LabelSets, evaluate_labels
-from ..evaluate.regression import Measures, evaluate_numbers, units_of
-from ..evaluate.segmentation import Masks, evaluate_masks
-from ..model.outputs import ExportError, OtherInputs, output_kind
+from ..evaluate.multilabel import MultilabelEvaluation, evaluate_labels
+from ..evaluate.regression import RegressionEvaluation, evaluate_numbers, units_of
+from ..evaluate.segmentation import SegmentationEvaluation, evaluate_masks
+from ..model.outputs import ExportError, UnsupportedInput, output_kind
 
 # %% ../../nbs/tasks/06_task.ipynb #61246723
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn)
 
 
-def _evaluate_numbers(learn: Learner, settings: Settings) -> Measures:
+def _evaluate_numbers(learn: Learner, settings: Settings) -> RegressionEvaluation:
     names, logs = learn.dls.train_ds.y_names, learn.dls.train_ds.origin.goal.logs
     units = units_of(settings.data.units, names)
     return evaluate_numbers(learn, names=names, units=units, logs=logs)
 
 
-def _evaluate_labels(learn: Learner, settings: Settings) -> LabelSets:
+def _evaluate_labels(learn: Learner, settings: Settings) -> MultilabelEvaluation:
     return evaluate_labels(learn)
 
 
-def _evaluate_masks(learn: Learner, settings: Settings) -> Masks:
+def _evaluate_masks(learn: Learner, settings: Settings) -> SegmentationEvaluation:
     return evaluate_masks(learn)
 
 
-def _evaluate_amounts(learn: Learner, settings: Settings) -> Measures:
+def _evaluate_amounts(learn: Learner, settings: Settings) -> RegressionEvaluation:
     names = pictures.vocab(learn)
     return evaluate_numbers(learn, names=names, units=units_of(settings.data.units, names))
 
@@ -167,7 +167,7 @@ def task_of(
             try:
                 task.data.input_spec(learn)
                 return task
-            except OtherInputs as e:
+            except UnsupportedInput as e:
                 others.append(str(e))
     if not others:
         raise ExportError(f"no task has {kind} as output", kind)

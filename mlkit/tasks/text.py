@@ -28,7 +28,7 @@ import mlkit.tasks.ulmfit as ulmfit
 from ..bundle.manifest import TextInput
 from ..config import Settings
 from ..inference.word_tokenizer import Words
-from ..model.outputs import ExportError, OtherInputs
+from ..model.outputs import ExportError, UnsupportedInput
 from mlkit.model.text import (
     learner,  # noqa: F401  a part of this module's face, as the next
     vocab_of,
@@ -87,7 +87,7 @@ def input_spec(
     found = [t for t in transforms if isinstance(getattr(t, "byte_pairs", None), Tokenizer)]
     if not any(isinstance(t, Numericalize) for t in transforms):
         name = type(learn.dls.valid_ds).__name__
-        raise OtherInputs(
+        raise UnsupportedInput(
             f"the Learner's inputs are {name} without a Numericalize, so no texts", "inputs"
         )
     if not found and any(isinstance(t, Joined) for t in transforms):

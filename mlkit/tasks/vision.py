@@ -25,7 +25,7 @@ from torch import nn
 import mlkit.model.outputs as express
 from ..bundle.manifest import ImageInput
 from ..config import Settings
-from ..model.outputs import ExportError, OtherInputs, vocab  # noqa: F401  a part of this module's face, as the next two
+from ..model.outputs import ExportError, UnsupportedInput, vocab  # noqa: F401  a part of this module's face, as the next two
 from ..model.vision import learner  # noqa: F401
 from ..preprocess.audit import audit
 from ..preprocess.source import read_source
@@ -100,14 +100,14 @@ def _color(learn: Learner) -> str:
     lists, inputs = getattr(learn.dls.valid_ds, "tls", None), getattr(learn.dls, "n_inp", 1)
     if not lists or inputs != 1:
         holds = f"{inputs} inputs" if lists else f"a {type(learn.dls.valid_ds).__name__} as data"
-        raise OtherInputs(
+        raise UnsupportedInput(
             f"the Learner has {holds}; what becomes of a picture can be read off a DataBlock or Datasets with one input",
             "data",
         )
     made = lists[0].types[-1]
     if made not in (colors := {PILImageBW: "L", PILImage: "RGB"}):
         name = getattr(made, "__name__", str(made))
-        raise OtherInputs(
+        raise UnsupportedInput(
             f"the Learner's inputs are {name}, and pictures are PILImage or PILImageBW", name
         )
     if not (last := lists[0].tfms.fs[-1]).name.endswith(".create"):

@@ -20,9 +20,9 @@ from rich.progress import Progress
 from torch import nn
 
 from ..config import TrainSettings
-from ..preprocess.cache import BatchDL, Kept, targets_of
-from .callbacks import set_chance
-from .losses import drawing
+from ..preprocess.cache import BatchDL, CachedDataset, targets_of
+from .callbacks import seed_everything
+from .losses import sampler
 
 # %% ../../nbs/train/06_head.ipynb #2e85d989
 _ROOM = 4 * 2**30  # bytes for features
@@ -52,7 +52,7 @@ def head_learner(
     once = learn.dls.train.new(shuffle=False, drop_last=False)
     train = _features(network, _views(once, views, learn.dls, options.seed), precision, views)
     targets = torch.cat([targets_of(learn.dls.train_ds)] * views)
-    draw = drawing(targets, options)
+    draw = sampler(targets, options)
     passes = {
         "n": len(targets) * options.head_epochs,
         "get_idxs": lambda: [
@@ -64,8 +64,8 @@ def head_learner(
         learn.dls.device,
     )  # a step costs the optimizer more than the head
     kept = (
-        Kept(learn.dls.train_ds, train, targets),
-        Kept(learn.dls.valid_ds, valid, targets_of(learn.dls.valid_ds)),
+        CachedDataset(learn.dls.train_ds, train, targets),
+        CachedDataset(learn.dls.valid_ds, valid, targets_of(learn.dls.valid_ds)),
     )
     dls = DataLoaders(
         BatchDL(kept[0], bs=size, num_workers=0, drop_last=True, device=device, **passes),
@@ -94,7 +94,7 @@ def _learns_nothing(layer: nn.Module) -> bool:
 
 def _views(once: Any, count: int, dls: DataLoaders, seed: int) -> Any:
     for view in range(count):
-        set_chance(f"{seed} view {view}", dls)
+        seed_everything(f"{seed} view {view}", dls)
         yield once
 
 
