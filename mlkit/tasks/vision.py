@@ -25,12 +25,12 @@ from torch import nn
 import mlkit.model.outputs as express
 from ..bundle.manifest import ImageInput
 from ..config import Settings
-from ..model.outputs import ExportError, UnsupportedInput, vocab  # noqa: F401  a part of this module's face, as the next two
+from ..model.outputs import ExportError, UnsupportedInput, vocab  # noqa: F401  a part of this module's face, as the next four
 from ..model.vision import learner  # noqa: F401
-from ..preprocess.audit import audit
+from ..preprocess.audit import audit  # noqa: F401
 from ..preprocess.source import read_source
-from ..preprocess.split import split
-from ..preprocess.vision import dataloaders
+from ..preprocess.split import split  # noqa: F401
+from ..preprocess.vision import dataloaders  # noqa: F401
 
 # %% ../../nbs/tasks/02_vision.ipynb #781e3c98
 def kind_of(
