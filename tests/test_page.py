@@ -109,6 +109,9 @@ def test_a_chosen_picture_by_keyboard_alone(
     server: Server, open_page: Callable, tmp_path: Path
 ) -> None:
     page = open_page(server)
+    expect(
+        page.locator("#drop")
+    ).to_be_visible()  # until the models are known there is nothing to choose for
     for _ in range(9):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "files":
