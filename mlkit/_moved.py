@@ -10,7 +10,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -148,7 +147,7 @@ def _caller() -> int:
     return level
 
 # %% ../nbs/05_old_names.ipynb #a91d8a2d
-class _Gone(Loader):
+class _Gone:
     "Makes an empty module that looks for its names elsewhere."
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -159,7 +158,7 @@ class _Gone(Loader):
         module.__getattr__ = lambda name: find(old, name)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     "Finds the modules that are gone."
 
     def find_spec(
