@@ -256,7 +256,8 @@ class Server(NamedTuple):
 
     def lines(self) -> list[dict]:
         "The access log."
-        return [json.loads(s) for s in self.log.read_text().splitlines() if s.startswith("{")]
+        whole = self.log.read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(s) for s in whole if s.startswith("{")]
 
 
 def picture(

@@ -368,7 +368,11 @@ def test_request_ids_and_the_log(server: Server, http: httpx.Client) -> None:
     for bad in ("a b", "x" * 65, "<script>", ""):
         made = http.get("/health/live", headers={"x-request-id": bad}).headers["x-request-id"]
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", made) and made != bad
-    (line,) = (x for x in server.lines() if x["id"] == "me.1_a-b")
+    deadline = time.monotonic() + 10  # a line is written after its answer, by a thread of its own
+    while not (told := [x for x in server.lines() if x["id"] == "me.1_a-b"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (line,) = told
     assert (line["model"], line["version"], line["status"]) == ("color", 1, 200)
     assert "secret-name" not in server.log.read_text()
 
