@@ -32,7 +32,6 @@ LONG = {
     "export/01_bundle": "seven exports, each traced by torch.onnx, one of them loaded where there is no mlkit",
     "convert/04_import_learner": "converts in a sandbox, which imports fastai",
     "runs/03_execute": "runs notebooks, in grids",
-    "kaggle/06_kernel": "a dry run, with an environment of its own",
     "02_main": "the whole way, once",
     "01_tour": "the whole way, step by step, with all that it shows",
 }
