@@ -295,7 +295,7 @@ class Clock:
 
 
 def training(job: Job) -> None:
-    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.image_audit import audit
     from mlkit.preprocess.split import split
 
     count = job.sizes.batch * job.sizes.batches

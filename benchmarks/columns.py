@@ -30,7 +30,7 @@ from mlkit.inference.tabular import RowReader
 from mlkit.model.tabular import learner
 from mlkit.preprocess.columns import read_table
 from mlkit.preprocess.tabular import dataloaders, split
-from mlkit.preprocess.tabular_audit import Audit, audit
+from mlkit.preprocess.tabular_audit import TabularAudit, audit
 from mlkit.runs.record import Run
 from mlkit.tasks.tabular import answers, input_spec
 from mlkit.tasks.task import TASKS
@@ -42,12 +42,12 @@ TABLES = {"diamonds": (1, 3), "titanic": (5, 5), "penguins": (2, 5)}
 
 def ours(
     rows: pd.DataFrame, test: pd.DataFrame, seed: int
-) -> tuple[Audit, pd.DataFrame, np.ndarray]:
+) -> tuple[TabularAudit, pd.DataFrame, np.ndarray]:
     "Return what the audit found, the test rows that the model takes, and the Learner's answers to them."
     with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stderr(io.StringIO()):
         settings = load_settings(f"paths.runs={tmp}", "data.valid=0.1", f"train.seed={seed}")
         found = audit(rows, settings)
-        settings = TASKS[found.goal.task].settled(settings)
+        settings = TASKS[found.target.task].settled(settings)
         dls = dataloaders(split(found, settings), settings)
         learn = learner(dls, settings)
         fit(learn, settings, Run.start(settings, join=False))
@@ -58,16 +58,16 @@ def ours(
         return found, test, answers(learn, asked)
 
 
-def theirs(found: Audit, rows: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
+def theirs(found: TabularAudit, rows: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     "Return the answers of HistGradientBoosting, from the same columns."
     names = list(found.features)
     both = pd.concat([rows[names], test[names]], ignore_index=True)
     for c in both.select_dtypes(exclude="number"):
         both[c] = both[c].astype("category")
     x, unseen = both[: len(rows)], both[len(rows) :]
-    y = rows[found.goal.targets[0]]
-    if found.goal.kind == "regression":
-        y = np.log(y) if found.goal.logs[0] else y
+    y = rows[found.target.targets[0]]
+    if found.target.kind == "regression":
+        y = np.log(y) if found.target.logs[0] else y
         return HistGradientBoostingRegressor(random_state=0).fit(x, y).predict(unseen)
     return HistGradientBoostingClassifier(random_state=0).fit(x, y.astype(str)).predict(unseen)
 
@@ -82,9 +82,9 @@ def errors(frame: pd.DataFrame, table: str) -> Iterator[tuple[str, float, float]
         for rows, test in list(folds)[:used]:
             rows, test = (frame.iloc[i].reset_index(drop=True) for i in (rows, test))
             found, test, a = ours(rows, test, seed)
-            b, truth = theirs(found, rows, test), test[found.goal.targets[0]]
-            if found.goal.kind == "regression":
-                truth = np.log(truth) if found.goal.logs[0] else truth
+            b, truth = theirs(found, rows, test), test[found.target.targets[0]]
+            if found.target.kind == "regression":
+                truth = np.log(truth) if found.target.logs[0] else truth
                 yield (
                     "RMSE of the log",
                     *(float(np.sqrt(np.mean((p.ravel() - truth) ** 2))) for p in (a, b)),

@@ -35,7 +35,7 @@ def trained(photographs: Path, arch: str, weights: str | None) -> Path:
     if target.is_file():
         return target
     from mlkit.model.vision import learner
-    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.image_audit import audit
     from mlkit.preprocess.split import split
     from mlkit.preprocess.vision import dataloaders
 

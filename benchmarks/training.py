@@ -39,7 +39,7 @@ ABLATION = {
 
 def loaders(options: dict, pictures: int | None = None):
     from mlkit.config import load_settings
-    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.image_audit import audit
     from mlkit.preprocess.split import split
     from mlkit.preprocess.vision import dataloaders
 

@@ -77,12 +77,18 @@ class DataSettings(_Section):
         "",
         description="columns to predict, comma-separated; empty = inferred from the columns' names",
     )
-    ignore: str = Field("", description="columns that are not learned from, comma-separated")
+    label_pattern: str = Field(
+        "", description="regular expression over a file's name; its group is the class"
+    )
+    ignore: str = Field(
+        "", description="columns, folders or classes that are left out, comma-separated"
+    )
     keep: str = Field(
         "", description="columns that are learned from against the audit's advice, comma-separated"
     )
     group: str = Field("", description="column whose equal values stay in one part of the split")
     time: str = Field("", description="column to split by: the latest rows are held out")
+    text: str = Field("", description="columns of texts that are read, joined; empty = inferred")
     missing: Literal["fill", "refuse"] = Field(
         "fill", description="what a server does with a value that is missing in a row"
     )

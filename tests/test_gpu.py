@@ -12,7 +12,7 @@ from mlkit.config import Settings, load_settings
 from mlkit.inference.engines import available, choose, open_engine
 from mlkit.model.outputs import exact
 from mlkit.model.vision import learner
-from mlkit.preprocess.audit import audit
+from mlkit.preprocess.image_audit import audit
 from mlkit.preprocess.split import split
 from mlkit.preprocess.vision import dataloaders
 from mlkit.runs.record import Run

@@ -112,7 +112,7 @@ with Run.start(settings) as run:
     run.log("metrics", accuracy=1 - lr)
     if lr > 0.5:
         raise ValueError("too fast")
-    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.image_audit import audit
     run.log("data", fingerprint=audit(source, settings).fingerprint)
 """,
 ]

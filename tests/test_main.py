@@ -17,7 +17,7 @@ from PIL import Image
 
 from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
-from mlkit.preprocess.source import write_digits
+from mlkit.preprocess.samples import write_digits
 from mlkit.runs.record import list_runs
 
 SMALL = [

@@ -17,7 +17,7 @@ from mlkit.config import SettingsError, load_settings, settings_file
 from mlkit.kaggle.client import KaggleError
 from mlkit.kaggle.kernel import describe_kernel
 from mlkit.preprocess.source import DataError
-from mlkit.preprocess.text import audit, read_texts
+from mlkit.preprocess.text_audit import audit, read_texts
 from mlkit.runs.execute import NotebookError, find_parameters
 from mlkit.runs.record import Run, RunError, read_events, read_run
 from mlkit.runs.search import search

@@ -309,7 +309,7 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     def fitted(*sets: str, stop: bool = False) -> tuple[Any, Run]:
         settings = load_settings(f"paths.runs={tmp_path}", "train.epochs=3", *sets)
         found = audit("sklearn:wine", settings)
-        settings = TASKS[found.goal.task].settled(settings)
+        settings = TASKS[found.target.task].settled(settings)
         learn = learner(dataloaders(split(found, settings), settings), settings)
         run = Run.start(settings, join=False)
         if stop:

@@ -20,7 +20,7 @@ import numpy as np
 from fastai.callback.core import Callback
 from mlkit.config import load_settings
 from mlkit.model.vision import learner
-from mlkit.preprocess.audit import audit
+from mlkit.preprocess.image_audit import audit
 from mlkit.preprocess.split import split
 from mlkit.preprocess.vision import dataloaders
 from mlkit.runs.record import Run

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @_command
 def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
     "The whole way on scikit-learn's digits: train, judge, pack, serve, ask; then it ends."
-    from mlkit.preprocess.source import write_digits
+    from mlkit.preprocess.samples import write_digits
 
     chosen = [
         "model.name=digits",

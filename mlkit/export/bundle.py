@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,14 @@ from ..bundle.manifest import Golden, InputError, Int8, OneLabel, Output, Parity
 from .quantize import QuantizeError, quantize
 from ..inference.predictor import GRAPHS, Predictor, difference
 from ..model.outputs import ExportError, output_kind
+from ..tasks.kind import Kind
 from ..tasks.task import TASKS, task_of
 
 # %% ../../nbs/export/01_bundle.ipynb #98e80197
 def write_onnx(
     learn: Learner,  # fitted
     path: Path,  # the graph
-    data: ModuleType,  # its kind of data, such as `mlkit.tasks.vision`
+    data: Kind,  # of what it learned from
 ) -> None:
     "Write the network and what the loss implies as ONNX; raise `ExportError` when torch cannot export it."
     quiet = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")]
@@ -70,7 +70,7 @@ def write_onnx(
 def _answers(
     predictor: Predictor,
     items: Sequence[Any],
-    data: ModuleType,  # their kind
+    data: Kind,  # their kind
 ) -> np.ndarray:
     "Return the graph's rows for the items."
     step = predictor.batch  # as many in memory as go through the graph at once
@@ -82,7 +82,7 @@ def parity(
     learn: Learner,  # fitted
     predictor: Predictor,  # of its bundle
     items: Sequence[Any],  # of the kind that the Learner has, such as paths
-    data: ModuleType,  # that kind
+    data: Kind,  # that kind
 ) -> Parity:
     "Return how far `predictor` is from `learn` on these items."
     theirs, ours = data.answers(learn, items), _answers(predictor, items, data)
@@ -113,7 +113,7 @@ _DRAFT = Parity(examples=1, max_difference=0, labels_equal=True)  # until it is 
 def _judged(
     learn: Learner,
     draft: Path,  # a bundle with both graphs
-    data: ModuleType,
+    data: Kind,
     calibration: int,
 ) -> Int8:
     dataset = learn.dls.valid_ds
@@ -248,7 +248,7 @@ def _within(measured: Parity, predictor: Predictor) -> Parity:
 def _with_int8(
     learn: Learner,
     predictor: Predictor,  # of the draft in fp32
-    data: ModuleType,
+    data: Kind,
     manifest: dict[str, Any],
     graphs: dict[str, Path],  # by name in the bundle; gains int8 if it is kept
     calibration: int,

@@ -70,13 +70,13 @@ def send_data(
     name: str | None = None,  # of the dataset, 6 to 50 characters; made from the folder's when None
 ) -> str:
     "Audit the examples, keep a private dataset equal to them, and return the source to train from there."
-    from mlkit.preprocess.audit import audit
+    from mlkit.preprocess.image_audit import audit
     from mlkit.preprocess.split import split
 
     found = audit(str(source), settings)
     split(found, settings)  # too little is said before anything is sent
     root = source.resolve() if source.is_dir() else source.resolve().parent
-    paths = [p.example.path.resolve() for p in found.pictures]
+    paths = [p.example.path.resolve() for p in found.records]
     if outside := [str(p) for p in paths if not p.is_relative_to(root)]:
         raise KaggleError(
             f"{source} names files outside of its folder, such as {outside[0]}; put it above them"

@@ -29,8 +29,8 @@ from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 
 from ..config import Settings
-from .audit import Picture
-from .source import _LABEL, _LABELS, _MASKS, _NUMBERS
+from .image_audit import ImageRecord
+from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .split import Split
 
 # %% ../../nbs/preprocess/04_vision.ipynb #ee4d6cce
@@ -84,7 +84,7 @@ def worker_count(
 def data_block(
     labels: Iterable[str],  # the vocabulary, in order
     settings: Settings,  # sections data and model
-    task: str = _LABEL,  # as in a manifest
+    task: str = CLASS,  # as in a manifest
 ) -> DataBlock:
     "Return the `DataBlock` over `(path, target, is_valid)` items."
     data = settings.data
@@ -100,11 +100,11 @@ def data_block(
 
 
 def _target_block(task: str, labels: list[str]) -> TransformBlock:
-    if task == _LABELS:
+    if task == LABELS:
         return MultiCategoryBlock(vocab=labels)
-    if task == _MASKS:
+    if task == MASKS:
         return MaskBlock(codes=labels)
-    if task == _NUMBERS:
+    if task == NUMBERS:
         block = RegressionBlock(n_out=len(labels))
         block.type_tfms[0].vocab = labels
         return block
@@ -131,7 +131,7 @@ def dataloaders(
         for p in ps
     ]
     count = len(parts.train)
-    most = 64 if parts.task == _MASKS else largest_batch(settings.data.size)  # a U-Net takes more
+    most = 64 if parts.task == MASKS else largest_batch(settings.data.size)  # a U-Net takes more
     set_seed(settings.train.seed)
     return data_block(parts.labels, settings, parts.task).dataloaders(
         items,
@@ -140,16 +140,16 @@ def dataloaders(
     )
 
 
-def _target(picture: Picture, parts: Split, folder: Path) -> Any:
+def _target(picture: ImageRecord, parts: Split, folder: Path) -> Any:
     example = picture.example
-    if parts.task == _MASKS:
+    if parts.task == MASKS:
         return _plain_mask(picture, parts.binary, folder)
     return (
         example.label if example.target is None else list(example.target)
     )  # a tuple is taken apart
 
 
-def _plain_mask(picture: Picture, binary: bool, folder: Path) -> Path:
+def _plain_mask(picture: ImageRecord, binary: bool, folder: Path) -> Path:
     path = picture.example.target
     with Image.open(path) as image:
         if image.mode == "L" and not binary:
