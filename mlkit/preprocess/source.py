@@ -8,7 +8,6 @@ __all__ = ['SUFFIXES', 'HELD', 'DataError', 'Example', 'Source', 'read_source', 
 
 # %% ../../nbs/preprocess/01_source.ipynb #202348ca
 import csv
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from ..bundle.files import staging_dir
 from ..config import DataSettings, MlkitError, Settings
 
 # %% ../../nbs/preprocess/01_source.ipynb #c4fcc6d6
@@ -401,7 +401,7 @@ def write_digits(
     if not folder.is_dir():
         from sklearn.datasets import load_digits
 
-        part = folder.with_name(f".digits-{os.getpid()}")
+        part = staging_dir(folder)
         data = load_digits()
         for i, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
             apart = i % 90 == 0

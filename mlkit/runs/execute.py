@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mlkit
+from ..bundle.files import write_whole
 from ..config import MlkitError, Settings, nearest
 from .record import Run, RunRecord, list_runs, read_history, read_run
 
@@ -386,9 +387,9 @@ def render_html(
     from nbconvert import HTMLExporter
 
     html, _ = HTMLExporter().from_filename(str(notebook))
-    path, part = notebook.with_suffix(".html"), notebook.with_suffix(".html.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    path = notebook.with_suffix(".html")
+    with write_whole(path) as part:
+        part.write_text(html, encoding="utf-8")
     return path
 
 # %% ../../nbs/runs/03_execute.ipynb #fb7b04cb
