@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mlkit
-from ..bundle.files import write_whole
+from ..bundle.files import sha256_of, write_whole
 from ..config import MlkitError, Settings, nearest
 from .record import Run, RunRecord, list_runs, read_history, read_run
 
@@ -159,8 +159,8 @@ def run_key(
     "Return a SHA-256 over what decides a run's result, but for the data."
     cells = ["".join(c["source"]) for c in _read(path)["cells"] if c["cell_type"] == "code"]
     chosen = settings.model_dump(mode="json", exclude={"paths", "api", "kaggle", "ray"})
-    package = sorted(Path(mlkit.__file__).parent.rglob("*.py"))
-    code = [hashlib.sha256(p.read_bytes()).hexdigest() for p in package]
+    package = sorted(Path(mlkit.__file__).parent.rglob("*.*"))
+    code = [sha256_of(p) for p in package if p.is_file() and p.parent.name != "__pycache__"]
     told = json.dumps([cells, find_parameters(path) | dict(values), chosen, code], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
