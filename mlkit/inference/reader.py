@@ -97,21 +97,8 @@ class Reader(ABC):
         "Return an input that such a model can be asked."
 
     @abstractmethod
-    def properties(self) -> dict[str, Any]:
-        "Return the JSON schema of each field of an instance."
-
-    @abstractmethod
-    def required(self) -> list[str]:
-        "Return the fields without which an instance is refused."
-
     def schema(self) -> dict[str, Any]:
         "Return the JSON schema of one of `instances`."
-        return {
-            "type": "object",
-            "properties": self.properties(),
-            "required": self.required(),
-            "additionalProperties": False,
-        }
 
 # %% ../../nbs/inference/00_reader.ipynb #43d77299
 class FieldReader(Reader):
@@ -141,10 +128,16 @@ class FieldReader(Reader):
         "Return it as one of `instances`."
         return {self.field: self.to_text(one)}
 
-    def required(self) -> list[str]:
-        "Return the name of the field."
-        return [self.field]
+    @abstractmethod
+    def field_schema(self) -> dict[str, Any]:
+        "Return the JSON schema of what the field holds."
 
     def schema(self) -> dict[str, Any]:
         "Return the JSON schema of one of `instances`."
-        return super().schema() | {"description": self.about}
+        return {
+            "type": "object",
+            "description": self.about,
+            "properties": {self.field: self.field_schema()},
+            "required": [self.field],
+            "additionalProperties": False,
+        }

@@ -347,13 +347,14 @@ class RowReader(Reader):
         rows = {c.name: c.example for c in self.spec.columns}
         return {name: value for name, value in rows.items() if value is not None}
 
-    def properties(self) -> dict[str, Any]:
-        "Return the JSON schema of each column."
-        return {c.name: self._property(c) for c in self.spec.columns}
-
-    def required(self) -> list[str]:
-        "Return the columns without which a row is refused."
-        return [name for name in self.names if name in self.needed]
+    def schema(self) -> dict[str, Any]:
+        "Return the JSON schema of a row."
+        return {
+            "type": "object",
+            "properties": {c.name: self._property(c) for c in self.spec.columns},
+            "required": [name for name in self.names if name in self.needed],
+            "additionalProperties": False,
+        }
 
     def _property(self, column: Column) -> dict[str, Any]:
         said: dict[str, Any] = dict(_SCHEMA[column.type])

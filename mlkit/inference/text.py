@@ -126,10 +126,10 @@ class TextReader(FieldReader):
         "Return a text that such a model can be asked."
         return "A text, such as this one."
 
-    def properties(self) -> dict[str, Any]:
-        "Return the JSON schema of the field of an instance."
+    def field_schema(self) -> dict[str, Any]:
+        "Return the JSON schema of a text."
         said = f"the text; after {self.spec.max_tokens} tokens, each a few letters, the rest is cut off"
-        return {"text": {"type": "string", "minLength": 1, "pattern": r"\S", "description": said}}
+        return {"type": "string", "minLength": 1, "pattern": r"\S", "description": said}
 
     def schema(self) -> dict[str, Any]:
         "Return the JSON schema of one of `instances`."

@@ -249,10 +249,10 @@ class ImageReader(FieldReader):
         "Return it in base64."
         return base64.b64encode(data).decode()
 
-    def properties(self) -> dict[str, Any]:
-        "Return the JSON schema of the field of an instance."
+    def field_schema(self) -> dict[str, Any]:
+        "Return the JSON schema of the bytes in base64."
         b64 = {"type": "string", "format": "byte", "minLength": 1, "contentMediaType": "image/*"}
-        return {"b64": b64 | {"description": "the picture file's bytes in base64"}}
+        return b64 | {"description": "the picture file's bytes in base64"}
 
 
 def _area(width: int, height: int, spec: ImageInput) -> float:  # pixels to be held at once
