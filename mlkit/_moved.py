@@ -20,7 +20,7 @@ MOVED = {
     "answer": "inference.answers",
     "api": "api.app api.service api.errors api.middleware api.openapi",
     "batch": "inference.batch inference.writers",
-    "bundle": "bundle.manifest",
+    "bundle": "bundle.files bundle.manifest",
     "cache": "preprocess.cache preprocess.views",
     "cluster": "cluster.connect",
     "columns": "preprocess.columns preprocess.target preprocess.tabular_audit preprocess.tabular model.tabular tasks.tabular",

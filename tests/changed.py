@@ -15,6 +15,7 @@ QUICK = {
     "test_batch",
     "test_changed",
     "test_kaggle_server",
+    "test_page_files",
     "test_refusals",
     "test_registry",
     "test_sync",
@@ -104,6 +105,8 @@ class Selection:
         graph = {named(p): imports_of(p, ".".join(named(p).split(".")[:-1])) for p in MODULES}
         graph = {name: its & graph.keys() for name, its in graph.items()}
         here = {p.relative_to(ROOT).as_posix(): p for p in [*MODULES, *NOTEBOOKS]}
+        data = (p for p in (ROOT / "mlkit").rglob("*.*") if p.with_suffix(".py") in MODULES)
+        here |= {p.relative_to(ROOT).as_posix(): p.with_suffix(".py") for p in data}
         chosen = [here[name] for name in self.files if name in here]
         self.own = {named(p) if p.suffix == ".py" else module_of(p) for p in chosen} - {None}
         reached = touched(self.own, graph)

@@ -35,6 +35,7 @@ def test_a_change_reaches_all_that_import_it(tmp_path: Path) -> None:
             {"api/01_body", "01_tour"},
         ),
         ("mlkit/config.py", {"00_config", "api/01_body", "tasks/03_tabular"}, {"01_tour"}),
+        ("mlkit/api/page.js", {"api/08_page", "api/11_app"}, {"api/01_body"}),
         ("README.md", set(), {"00_config"}),
     ],
 )

@@ -292,6 +292,8 @@ ANSWERS = {
     "where are the metrics of the server?": ("api.metrics", "Metrics"),
     "what checks API keys?": ("api.auth", "Gate"),
     "where are versions promoted?": ("bundle.registry", "Registry"),
+    "what writes a file whole or not at all?": ("bundle.files", "write_whole"),
+    "what must a reader of inputs have?": ("inference.reader", "Reader"),
     "where is the manifest's schema?": ("bundle.manifest", "Manifest"),
     "where is int8 made?": ("export.quantize", "quantize"),
     "what opens somebody's export.pkl?": ("convert.import_learner", "import_learner"),

@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from .body import Inputs, complaint, has_more_commas, parsed, too_many, unencoded
 from ..bundle.manifest import InputError, Manifest
+from ..inference.reader import Reader
 
 # %% ../../nbs/api/07_open_inference.ipynb #82df5cbf
 LENGTH = "Inference-Header-Content-Length"
@@ -75,7 +76,7 @@ def parse(
     body: bytes,
     length: int | None,  # of the JSON in it
     limit: int,  # most inputs
-    reader: Any,  # of the model's inputs
+    reader: Reader,  # of the model's inputs
 ) -> tuple[InferRequest, Inputs]:
     "Return the request and its inputs; raise 400, 413 or 422."
     if length is not None and length > len(body):
@@ -99,7 +100,7 @@ def parse(
         raise HTTPException(422, str(e)) from e
 
 
-def _inputs(asked: InferRequest, rest: bytes, limit: int, reader: Any) -> Inputs:
+def _inputs(asked: InferRequest, rest: bytes, limit: int, reader: Reader) -> Inputs:
     tensor, count = asked.inputs[0], asked.inputs[0].shape[0]
     if tensor.name != reader.name:
         raise HTTPException(422, f"inputs.0.name is {tensor.name[:80]!r}; taken is {reader.name!r}")

@@ -19,6 +19,7 @@ from .service import Answer, Service
 from ..bundle.manifest import read_file
 from ..bundle.registry import Version
 from ..inference.predictor import READERS
+from ..inference.reader import Reader
 
 # %% ../../nbs/api/10_openapi.ipynb #380faf71
 class ModelInfo(BaseModel):
@@ -53,7 +54,7 @@ class ModelList(BaseModel):
     models: list[ModelInfo]
 
 # %% ../../nbs/api/10_openapi.ipynb #363994ce
-def _request_body(limit: int, reader: Any) -> dict[str, Any]:
+def _request_body(limit: int, reader: Reader) -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
     form = {"type": "array", "items": file, "minItems": 1, "maxItems": limit}
     form_schema = {"type": "object", "required": ["file"], "properties": {"file": form}}
@@ -74,7 +75,7 @@ def _request_body(limit: int, reader: Any) -> dict[str, Any]:
 _SHOWN = {"image/*": ["image/png", "image/jpeg"]}  # a description names no media types by a star
 
 
-def _reader(version: Version) -> Any:
+def _reader(version: Version) -> Reader:
     manifest = version.manifest
     return READERS[manifest.input.kind](
         manifest.input, lambda name: read_file(version.path, manifest, name)

@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['Input', 'Output', 'MANIFEST', 'MANIFEST_SHA256', 'BundleError', 'InputError', 'ImageInput', 'Column', 'Category',
            'Number', 'TableInput', 'TextInput', 'OneLabel', 'ManyLabels', 'Numbers', 'Mask', 'FileEntry', 'Parity',
-           'Int8', 'Golden', 'Manifest', 'sha256_of', 'publish', 'staging_dir', 'clean_partial', 'write_bundle',
-           'read_manifest', 'verify_bundle', 'read_file']
+           'Int8', 'Golden', 'Manifest', 'write_bundle', 'read_manifest', 'verify_bundle', 'read_file']
 
 # %% ../../nbs/bundle/01_manifest.ipynb #e5f3db49
 import hashlib
-import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -20,6 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mlkit.bundle.files import (
+    clean_partial,  # noqa: F401  (it was here before)
+    publish,
+    sha256_of,
+    staging_dir,
+)
 from ..config import MlkitError
 
 # %% ../../nbs/bundle/01_manifest.ipynb #2538efba
@@ -254,64 +257,8 @@ MANIFEST = "manifest.json"
 MANIFEST_SHA256 = "manifest.json.sha256"
 
 
-def sha256_of(
-    path: Path,  # a file
-) -> str:
-    "Return the SHA-256 of the file's bytes, as 64 hexadecimal digits."
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _seal_of(manifest: bytes) -> bytes:
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
-
-# %% ../../nbs/bundle/01_manifest.ipynb #d03bda87
-def publish(
-    part: Path,  # a complete folder on the same file system
-    target: Path,  # the name under which it appears; must not exist
-) -> None:
-    "Flush every file of `part` to the disk and rename it to `target`; raise `FileExistsError` if that exists."
-    for path in [*part.rglob("*"), part]:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    if target.exists():
-        raise FileExistsError(target)
-    try:
-        os.rename(part, target)
-    except OSError as e:  # another process was first: a folder with content is not replaced
-        raise FileExistsError(target) from e
-
-
-def staging_dir(
-    target: Path,  # where the finished folder will be
-) -> Path:
-    "Make and return an empty hidden folder beside `target`, to be filled and then given to `publish`."
-    part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}"
-    part.mkdir(parents=True)
-    return part
-
-
-def clean_partial(
-    folder: Path,  # where `staging_dir` made its folders
-) -> list[Path]:
-    "Remove unfinished folders whose process is gone; return them."
-    dead = [p for p in folder.glob(".part-*-*") if p.is_dir() and not _alive(p.name.split("-")[1])]
-    for p in dead:
-        shutil.rmtree(p, ignore_errors=True)
-    return dead
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 # %% ../../nbs/bundle/01_manifest.ipynb #fb48df0a
 def write_bundle(

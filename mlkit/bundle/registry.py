@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .files import clean_partial, publish, staging_dir, write_whole
 from mlkit.bundle.manifest import (
     MANIFEST,
     BundleError,
     Manifest,
-    clean_partial,
-    publish,
     read_manifest,
-    staging_dir,
     verify_bundle,
 )
 from ..config import MlkitError, nearest
@@ -91,12 +89,8 @@ def _write_pointer(
     home: Path,  # root/name
     pointer: _Pointer,
 ) -> None:
-    tmp = home / f".{POINTER}.{os.getpid()}"
-    with open(tmp, "w") as f:
-        f.write(json.dumps(vars(pointer)) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, home / POINTER)
+    with write_whole(home / POINTER, durable=True) as part:
+        part.write_text(json.dumps(vars(pointer)) + "\n")
 
 # %% ../../nbs/bundle/03_registry.ipynb #f4fa2172
 @contextmanager

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..bundle.files import clean_partial, sha256_of, write_whole
 from ..bundle.registry import Version
 from .connect import joined, room
 from ..config import MlkitError, Settings
@@ -67,18 +68,15 @@ def _write(work: _Work, number: int, items: list[Item]) -> dict[str, Any]:
     predictor = _opened(work.version.path, work.settings.model_dump_json())
     path = work.out / f"part-{number:05d}.parquet"
     done = write(path, predictor, items, work.sheet(predictor, number), again=True)
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"shard": number, "rows": done.rows, "bad": done.bad, "sha256": digest.hexdigest()}
+    return {"shard": number, "rows": done.rows, "bad": done.bad, "sha256": sha256_of(path)}
 
 # %% ../../nbs/cluster/03_batch.ipynb #a6609cee
 class _Folder:
     def __init__(self, out: Path, made: dict[str, Any], again: bool):
         self.out, self.made, self.state = out, made, out / "state.jsonl"
         self.there: dict[int, dict[str, Any]] = {}
-        begun = [out / "manifest.json", out / "manifest.part", self.state]
+        unfinished = [*out.glob("manifest.part-*"), *out.glob("state.part-*")]
+        begun = [out / "manifest.json", out / "manifest.part", self.state, *unfinished]
         ours = [*out.glob("part-*"), *out.glob("masks"), *begun]
         ours = ours if any(path.exists() for path in begun) else []
 
@@ -92,6 +90,7 @@ class _Folder:
         if (out / "manifest.json").exists():
             raise BatchError(f"{out} is complete; --again makes it anew, another --out leaves it")
         out.mkdir(parents=True, exist_ok=True)
+        clean_partial(out)
         self._take_up() if self.state.exists() else self._line(made)
 
     def _take_up(self) -> None:
@@ -102,7 +101,8 @@ class _Folder:
             key = next((k for k in now if (was or {}).get(k) != now[k]), "set of columns")
             raise BatchError(f"{self.out} was begun with another {key}; --again begins anew")
         self.there = {one["shard"]: one for one in whole[1:]}
-        self.state.write_text("".join(line for line in lines if line.endswith("\n")), "utf-8")
+        with write_whole(self.state, durable=True) as part:
+            part.write_text("".join(line for line in lines if line.endswith("\n")), "utf-8")
 
     def _line(self, said: dict[str, Any]) -> None:
         with open(self.state, "a", encoding="utf-8") as file:
@@ -132,9 +132,9 @@ class _Folder:
                 path.unlink()
         shards = [self.there[number] for number in sorted(self.there)]
         rows = sum(one["rows"] for one in shards)
-        part = self.out / "manifest.part"
-        part.write_text(json.dumps(self.made | {"rows": rows, "shards": shards}, indent=1), "utf-8")
-        part.replace(self.out / "manifest.json")
+        told = json.dumps(self.made | {"rows": rows, "shards": shards}, indent=1)
+        with write_whole(self.out / "manifest.json", durable=True) as part:
+            part.write_text(told, "utf-8")
         self.state.unlink()
 
 # %% ../../nbs/cluster/03_batch.ipynb #4551ab61

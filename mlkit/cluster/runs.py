@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..bundle.files import write_whole
 from ..config import Settings, settings_file
 from ..runs.execute import Process
 
@@ -148,9 +149,8 @@ class RemoteBatcher:
                 self._write("events.jsonl", archive.read("events.jsonl"))
 
     def _write(self, name: str, data: bytes) -> None:
-        path, part = self.folder / name, self.folder / f"{name}.part"
-        part.write_bytes(self.before + data if name == "events.jsonl" else data)
-        part.replace(path)
+        with write_whole(self.folder / name) as part:
+            part.write_bytes(self.before + data if name == "events.jsonl" else data)
 
     def stop(self) -> None:
         if self.returncode is None and not self.begun:

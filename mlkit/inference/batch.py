@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..bundle.files import fsync, write_whole
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
 from ..config import MlkitError, Settings
@@ -29,7 +30,7 @@ from .batcher import Oversized
 from .engines import EngineError, Probe, available, cores
 from .inputs import BatchError, Item, Strings
 from .predictor import Predictor
-from .writers import Answered, Sheet, _CsvPart, _ParquetPart, _sync
+from .writers import Answered, Sheet, _CsvPart, _ParquetPart
 
 # %% ../../nbs/inference/11_batch.ipynb #01b23e84
 _CHUNK = {"image": 8, "table": 1024, "text": 32}
@@ -207,10 +208,8 @@ def _take_up(folder: Path, made_from: dict[str, Any], again: bool) -> Done:
 
 
 def _note(folder: Path, made_from: dict[str, Any], done: Done) -> None:
-    part = folder / "state.part"
-    part.write_text(json.dumps({"made_from": made_from, "done": vars(done)}), encoding="utf-8")
-    _sync(part)
-    part.replace(folder / "state.json")
+    with write_whole(folder / "state.json", durable=True) as part:
+        part.write_text(json.dumps({"made_from": made_from, "done": vars(done)}), encoding="utf-8")
 
 
 def write(
@@ -245,7 +244,7 @@ def write(
         finally:
             part.close()
         part.whole().replace(out)
-        _sync(out.absolute().parent)
+        fsync(out.absolute().parent)
         shutil.rmtree(folder)
     return done
 

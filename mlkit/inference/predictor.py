@@ -17,6 +17,7 @@ from ..bundle.manifest import BundleError, InputError, Manifest, read_file, read
 from ..config import MlkitError
 from .answers import named
 from .engines import Engine, EngineError, Probe, choose, meet_sizes, open_engine
+from .reader import Reader
 from .tabular import RowReader
 from .text import TextReader
 from .vision import ImageReader
@@ -66,7 +67,7 @@ class Predictor:
         spec = self.manifest.input
         limits = {"max_megapixels": max_megapixels, "heavy_megapixels": heavy_megapixels}
         options = limits if spec.kind == "image" else {}
-        self.reader = READERS[spec.kind](spec, self._file, **options)
+        self.reader: Reader = READERS[spec.kind](spec, self._file, **options)
         self.temperature = self.manifest.temperature if calibrated else None
         self.precision = _graph(self.manifest, precision)
         self.engine: Engine

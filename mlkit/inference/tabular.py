@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import Category, Column, InputError, Number, TableInput
+from .reader import Reader
 
 # %% ../../nbs/inference/02_tabular.ipynb #25e981ea
 def _day_of_year(
@@ -126,11 +127,11 @@ def _codes(
     return {read(v): code for code, v in enumerate(category.vocab, 1)}
 
 # %% ../../nbs/inference/02_tabular.ipynb #231093f2
-class RowReader:
+class RowReader(Reader):
     "Rows to what the graph takes: float32, the codes of the categories, then the numbers, normalised."
 
     media = ("application/json",)
-    name = "row"  # of the tensor in the Open Inference Protocol
+    name = "row"
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class RowReader:
         self._plain = all(f.part is None for f in (*spec.categories, *spec.numbers))
         needed = {n.column for n in spec.numbers if n.fill is None}
         self.form = f'{{"{self.names[0]}": …}}'
-        self.commas = len(self.names) + 50  # most of them that an instance in JSON may need
+        self.commas = len(self.names) + 50
         self.needed = set(self.names) if spec.missing == "refuse" else needed
 
     def read(
@@ -167,13 +168,6 @@ class RowReader:
         except InputError as e:
             e.index = index
             raise
-
-    def stack(
-        self,
-        tensors: Sequence[np.ndarray],  # from `read`
-    ) -> np.ndarray:
-        "Return them as one batch."
-        return np.stack(tensors)
 
     def read_all(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import BundleError, InputError, TextInput
+from .reader import FieldReader
 from .word_tokenizer import Words
 
 # %% ../../nbs/inference/03_text.ipynb #ba5bcc72
@@ -42,13 +43,13 @@ def _pieces(content: bytes, pad: int) -> Callable[[str], list[int]]:
 _FORMS = {"tokenizers": _pieces, "words": Words}
 
 
-class TextReader:
+class TextReader(FieldReader):
     "Reads texts for a graph: a text becomes int64, one number a token."
 
     media = ("application/json", "text/plain")
-    form = '{"text": "…"}'
-    name = "text"  # of the tensor in the Open Inference Protocol
+    name, field, form = "text", "text", '{"text": "…"}'
     commas = 1000  # beside those in the text there should be none: so many are told what is wrong with them
+    about = "One text."
 
     def __init__(
         self,
@@ -88,28 +89,6 @@ class TextReader:
             row[: len(tensor)] = tensor
         return out
 
-    def read_all(
-        self,
-        inputs: Sequence[str],
-    ) -> tuple[np.ndarray, list[bool]]:
-        "Return the batch and the notes; raise `InputError` for the first bad text."
-        found = [self.read(text, index=i) for i, text in enumerate(inputs)]
-        return self.stack([tokens for tokens, _ in found]), [cut for _, cut in found]
-
-    def from_json(
-        self,
-        instance: Any,  # one of `instances`
-        place: str,  # where it stood, for the error
-    ) -> str:
-        'Return the text of `{"text": …}`; raise `InputError` naming the field.'
-        if not isinstance(instance, dict):
-            raise InputError(f"{place}: should be an object", kind="invalid")
-        if extra := sorted(instance.keys() - {"text"}):
-            raise InputError(f"{place}: {extra[0][:80]!a} is unknown", kind="invalid")
-        if "text" not in instance:
-            raise InputError(f"{place}.text: is missing", kind="invalid")
-        return _checked(instance["text"], f"{place}.text")
-
     def from_text(
         self,
         text: Any,
@@ -136,13 +115,6 @@ class TextReader:
         "Return content and suffix of a file that holds the text."
         return one.encode("utf-8-sig"), ".txt"  # a first character may be such a mark
 
-    def to_json(
-        self,
-        one: str,
-    ) -> dict[str, str]:
-        "Return it as one of `instances`."
-        return {"text": one}
-
     def to_text(
         self,
         one: str,
@@ -154,17 +126,11 @@ class TextReader:
         "Return a text that such a model can be asked."
         return "A text, such as this one."
 
+    def field_schema(self) -> dict[str, Any]:
+        "Return the JSON schema of a text."
+        said = f"the text; after {self.spec.max_tokens} tokens, each a few letters, the rest is cut off"
+        return {"type": "string", "minLength": 1, "pattern": r"\S", "description": said}
+
     def schema(self) -> dict[str, Any]:
         "Return the JSON schema of one of `instances`."
-        text = {"type": "string", "minLength": 1, "pattern": r"\S"}
-        text["description"] = (
-            f"the text; after {self.spec.max_tokens} tokens, each a few letters, the rest is cut off"
-        )
-        return {
-            "type": "object",
-            "description": "One text.",
-            "properties": {"text": text},
-            "required": ["text"],
-            "additionalProperties": False,
-            "examples": [{"text": self.sample()}],
-        }
+        return super().schema() | {"examples": [self.to_json(self.sample())]}

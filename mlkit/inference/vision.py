@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from ..bundle.manifest import ImageInput, InputError
 from .batcher import Oversized
 from .masks import frame
+from .reader import FieldReader
 
 # %% ../../nbs/inference/01_vision.ipynb #35715c15
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -159,13 +160,13 @@ def to_array(
     return x
 
 # %% ../../nbs/inference/01_vision.ipynb #94b00796
-class ImageReader:
+class ImageReader(FieldReader):
     "Reads pictures for a graph: the bytes of a file become float32, channels × height × width."
 
     media = ("application/json", "multipart/form-data", "application/octet-stream", "image/*")
-    form = '{"b64": "…"}'
-    name = "image"  # of the tensor in the Open Inference Protocol
-    commas = 4  # most of them that an instance in JSON may need
+    name, field, form = "image", "b64", '{"b64": "…"}'
+    commas = 4
+    about = "One picture inside JSON."
 
     def __init__(
         self,
@@ -208,30 +209,6 @@ class ImageReader:
                 "the picture is too narrow to be cropped", kind="damaged", index=index
             ) from e
 
-    stack = staticmethod(np.stack)
-
-    def read_all(
-        self,
-        inputs: Sequence[bytes],
-    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        "Return the batch and the notes; raise `InputError` for the first bad one."
-        tensors, notes = zip(*(self.read(x, index=i) for i, x in enumerate(inputs)), strict=True)
-        return self.stack(tensors), list(notes)
-
-    def from_json(
-        self,
-        instance: Any,  # one of `instances`
-        place: str,  # where it stood, for the error
-    ) -> bytes:
-        'Return the bytes of `{"b64": …}`; raise `InputError`.'
-        if not isinstance(instance, dict):
-            raise InputError(f"{place}: should be an object", kind="invalid")
-        if extra := sorted(instance.keys() - {"b64"}):
-            raise InputError(f"{place}.{extra[0][:80]}: is unknown", kind="invalid")
-        if "b64" not in instance:
-            raise InputError(f"{place}.b64: is missing", kind="invalid")
-        return self.from_text(instance["b64"], f"{place}.b64")
-
     def from_text(
         self,
         text: Any,  # base64
@@ -265,31 +242,17 @@ class ImageReader:
         Image.linear_gradient("L").resize(self.spec.size).convert(self.spec.color).save(out, "PNG")
         return out.getvalue()
 
-    def to_json(
-        self,
-        data: bytes,
-    ) -> dict[str, str]:
-        "Return it as one of `instances`."
-        return {"b64": base64.b64encode(data).decode()}
-
     def to_text(
         self,
         data: bytes,
     ) -> str:
         "Return it in base64."
-        return self.to_json(data)["b64"]
+        return base64.b64encode(data).decode()
 
-    def schema(self) -> dict[str, Any]:
-        "Return the JSON schema of one of `instances`."
+    def field_schema(self) -> dict[str, Any]:
+        "Return the JSON schema of the bytes in base64."
         b64 = {"type": "string", "format": "byte", "minLength": 1, "contentMediaType": "image/*"}
-        b64["description"] = "the picture file's bytes in base64"
-        return {
-            "type": "object",
-            "description": "One picture inside JSON.",
-            "properties": {"b64": b64},
-            "required": ["b64"],
-            "additionalProperties": False,
-        }
+        return b64 | {"description": "the picture file's bytes in base64"}
 
 
 def _area(width: int, height: int, spec: ImageInput) -> float:  # pixels to be held at once

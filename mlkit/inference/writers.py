@@ -17,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ..bundle.files import fsync
 from ..bundle.manifest import Manifest
 from .inputs import Item, pyarrow
 
@@ -192,7 +193,7 @@ class _ParquetPart:
         if self.rows:
             path = self.folder / f"{self.size}.parquet"
             self.parquet.write_table(self._table(self.rows), path)
-            _sync(path)
+            fsync(path)
             self.rows, self.size = [], self.size + 1
         return self.size
 
@@ -217,13 +218,5 @@ class _ParquetPart:
         with self.parquet.ParquetWriter(path, self.schema) as writer:
             for i in range(self.size):
                 writer.write_table(self.parquet.read_table(self.folder / f"{i}.parquet"))
-        _sync(path)
+        fsync(path)
         return path
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

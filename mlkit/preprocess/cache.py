@@ -11,7 +11,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import shutil
 import sys
 from collections import deque
@@ -38,6 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
 
+from ..bundle.files import write_whole
 from ..config import MlkitError, Settings
 from .views import Views, find_views
 
@@ -112,19 +112,12 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 
 
 def _write(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarray]) -> None:
-    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
-    try:
-        with open(part, "wb") as f:
-            np.lib.format.write_array_header_1_0(f, header)
-            for picture in track(pictures, "Keeping pictures", shape[0], **bar):
-                f.write(picture.tobytes())
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_whole(path, durable=True) as part, open(part, "wb") as f:
+        np.lib.format.write_array_header_1_0(f, header)
+        for picture in track(pictures, "Keeping pictures", shape[0], **bar):
+            f.write(picture.tobytes())
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:

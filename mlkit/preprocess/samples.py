@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['write_digits']
 
-# %% ../../nbs/preprocess/00_samples.ipynb #2f241c77
-import os
+# %% ../../nbs/preprocess/00_samples.ipynb #bfe93974
 import shutil
 from pathlib import Path
 
 from PIL import Image
 
+from ..bundle.files import staging_dir
 from ..config import Settings
 
 # %% ../../nbs/preprocess/00_samples.ipynb #67720191
@@ -23,7 +23,7 @@ def write_digits(
     if not folder.is_dir():
         from sklearn.datasets import load_digits
 
-        part = folder.with_name(f".digits-{os.getpid()}")
+        part = staging_dir(folder)
         data = load_digits()
         for i, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
             apart = i % 90 == 0

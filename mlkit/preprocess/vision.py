@@ -28,6 +28,7 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 
+from ..bundle.files import write_whole
 from ..config import Settings
 from .image_audit import ImageRecord
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
@@ -158,7 +159,6 @@ def _plain_mask(picture: ImageRecord, binary: bool, folder: Path) -> Path:
         if not kept.exists():
             folder.mkdir(parents=True, exist_ok=True)
             pixels = np.asarray(image).astype(np.uint8)
-            part = kept.with_name(f"{kept.stem}-{os.getpid()}.part")
-            Image.fromarray(pixels.clip(0, 1) if binary else pixels).save(part, "PNG")
-            part.replace(kept)
+            with write_whole(kept) as part:
+                Image.fromarray(pixels.clip(0, 1) if binary else pixels).save(part, "PNG")
     return kept

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mlkit
+from ..bundle.files import sha256_of, write_whole
 from ..config import MlkitError, Settings, nearest
 from .record import Run, RunRecord, list_runs, read_history, read_run
 
@@ -158,8 +159,8 @@ def run_key(
     "Return a SHA-256 over what decides a run's result, but for the data."
     cells = ["".join(c["source"]) for c in _read(path)["cells"] if c["cell_type"] == "code"]
     chosen = settings.model_dump(mode="json", exclude={"paths", "api", "kaggle", "ray"})
-    package = sorted(Path(mlkit.__file__).parent.rglob("*.py"))
-    code = [hashlib.sha256(p.read_bytes()).hexdigest() for p in package]
+    package = sorted(Path(mlkit.__file__).parent.rglob("*.*"))
+    code = [sha256_of(p) for p in package if p.is_file() and p.parent.name != "__pycache__"]
     told = json.dumps([cells, find_parameters(path) | dict(values), chosen, code], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
@@ -386,9 +387,9 @@ def render_html(
     from nbconvert import HTMLExporter
 
     html, _ = HTMLExporter().from_filename(str(notebook))
-    path, part = notebook.with_suffix(".html"), notebook.with_suffix(".html.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    path = notebook.with_suffix(".html")
+    with write_whole(path) as part:
+        part.write_text(html, encoding="utf-8")
     return path
 
 # %% ../../nbs/runs/03_execute.ipynb #fb7b04cb

@@ -7,7 +7,6 @@ __all__ = ['RunError', 'environment', 'Run', 'RunRecord', 'read_run', 'falls', '
            'varying', 'plot_runs']
 
 # %% ../../nbs/runs/01_record.ipynb #9607be04
-import hashlib
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..bundle.files import sha256_of, write_whole
 from ..config import MlkitError, Settings
 
 # %% ../../nbs/runs/01_record.ipynb #27c0c6f9
@@ -193,14 +193,14 @@ class Run:
             {
                 "name": p.relative_to(self.folder).as_posix(),
                 "bytes": p.stat().st_size,
-                "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+                "sha256": sha256_of(p),
             }
             for p in files
         ]
         told = {"run": self.id, "files": entries, "events": list(read_events(self.folder))}
-        path, part = self.folder / "outputs.json", self.folder / "outputs.json.part"
-        part.write_text(json.dumps(told, indent=2), encoding="utf-8")
-        part.replace(path)
+        path = self.folder / "outputs.json"
+        with write_whole(path) as part:
+            part.write_text(json.dumps(told, indent=2), encoding="utf-8")
         return path
 
     def finish(

@@ -26,6 +26,7 @@ from fastai.imports import noop
 from fastai.torch_core import set_seed
 from torch import nn
 
+from ..bundle.files import write_whole
 from ..config import MlkitError
 from ..runs.record import Run
 
@@ -39,13 +40,9 @@ class TrainInterrupted(KeyboardInterrupt):
 
 # %% ../../nbs/train/03_callbacks.ipynb #ecce15c1
 def _save(kept: Any, path: Path) -> None:
-    part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with write_whole(path, durable=True) as part:
         torch.save(kept, part)
-        part.replace(path)
-    finally:  # Ctrl-C may come in the middle
-        part.unlink(missing_ok=True)
 
 
 class KeepBest(TrackerCallback):
