@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..config import MlkitError
+from ..config import MlkitError, listed
 
 # %% ../../nbs/bundle/01_manifest.ipynb #2538efba
 class BundleError(MlkitError):
@@ -395,7 +395,7 @@ def verify_bundle(
     elif only not in manifest.files:
         wrong[only] = "not listed"
     if wrong:
-        said = ", ".join(f"{n} ({w})" for n, w in list(wrong.items())[:10])
+        said = listed([f"{n} ({w})" for n, w in wrong.items()])
         raise BundleError(
             f"{folder}: {len(wrong)} of {len(manifest.files)} files are wrong: {said}", list(wrong)
         )

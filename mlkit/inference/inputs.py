@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..bundle.manifest import Input
-from ..config import MlkitError, nearest
+from ..config import MlkitError, listed, nearest
 
 # %% ../../nbs/inference/10_inputs.ipynb #81ef69b8
 class BatchError(MlkitError):
@@ -208,7 +208,7 @@ class Inputs:
         missing = [str(s) for s in files if not s.exists()]
         if missing:
             count = f"{len(missing)} of {len(self.sources)} inputs do not exist"
-            raise BatchError(f"{count}: {', '.join(missing[:10])}")
+            raise BatchError(f"{count}: {listed(missing)}")
         tables = [s for s in self.sources if isinstance(s, _Table)]
         self.lacking: dict[str, list[str]] = {}  # table → columns of the model that it has not
         for table in tables:
@@ -276,8 +276,8 @@ class Inputs:
         wanted = [c.name for c in self.spec.columns]
         lacking = [name for name in wanted if name not in table.names]
         if lacking == wanted:
-            has = ", ".join(table.names[:20]) or "nothing"
-            said = f"{table.name} has none of the model's columns {', '.join(wanted[:20])}"
+            has = listed(table.names, 20) or "nothing"
+            said = f"{table.name} has none of the model's columns {listed(wanted, 20)}"
             raise BatchError(f"{said}; it has {has}")
         if lacking:
             self.lacking[table.name] = lacking

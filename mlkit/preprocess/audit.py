@@ -8,7 +8,6 @@ __all__ = ['Picture', 'audit', 'Audit']
 # %% ../../nbs/preprocess/02_audit.ipynb #031e1436
 import hashlib
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from ..config import Settings
 from .source import _LABEL, _LABELS, _MASKS, _NUMBERS, Example, read_source
+from ..progress import progress
 
 # %% ../../nbs/preprocess/02_audit.ipynb #db671a08
 @dataclass(frozen=True)
@@ -95,11 +93,9 @@ def audit(
 ) -> "Audit":
     "Return what is in the source, every file read; progress is shown in a terminal."
     found = read_source(source, settings)
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool, progress() as bar:
         seen = pool.map(_look, found.examples)
-        console, show = Console(stderr=True), sys.stderr.isatty()
-        bar = {"console": console, "disable": not show, "transient": True}
-        pictures = tuple(track(seen, "Reading", len(found.examples), **bar))
+        pictures = tuple(bar.track(seen, len(found.examples), description="Reading"))
     if found.task == _MASKS:
         pictures = _in_range(pictures, found.names)
     return Audit(source, pictures, found.task, found.reason, found.names)

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from ..config import DataSettings, MlkitError, Settings
+from ..config import DataSettings, MlkitError, Settings, listed
 
 # %% ../../nbs/preprocess/01_source.ipynb #c4fcc6d6
 class DataError(MlkitError):
@@ -182,7 +182,7 @@ def _from_csv(path: Path, data: DataSettings) -> Source:
     ]
     if bare:
         raise DataError(
-            f"{path} lacks a path or a label in {len(bare)} lines, such as {', '.join(bare[:10])}; fill them in or remove them"
+            f"{path} lacks a path or a label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
         )
     names = tuple(targets)
     if between is not None:
@@ -201,9 +201,8 @@ def _from_csv(path: Path, data: DataSettings) -> Source:
     )
     missing = [e.name for e in examples if not e.path.is_file()]
     if missing:
-        said = ", ".join(missing[:10])
         raise DataError(
-            f"{path} names {len(missing)} of {len(examples)} files that do not exist: {said}",
+            f"{path} names {len(missing)} of {len(examples)} files that do not exist: {listed(missing)}",
             missing,
         )
     return Source(task, reason, examples, None if task == _LABEL else names)
@@ -387,7 +386,7 @@ def find_mount(
         )
     found = [p for p in places if p.is_dir()]
     top = found[0] if found else mount
-    there = ", ".join(sorted(p.relative_to(mount).as_posix() for p in top.glob("*"))[:20])
+    there = listed(sorted(p.relative_to(mount).as_posix() for p in top.glob("*")), 20)
     raise DataError(
         f"{ref!r} is not among this kernel's data sources; {top} holds: {there or 'nothing'}"
     )
