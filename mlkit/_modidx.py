@@ -1978,8 +1978,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.runs.execute.Process.wait_or_kill': ( 'runs/execute.html#process.wait_or_kill',
                                                                                  'mlkit/runs/execute.py'),
                                     'mlkit.runs.execute._Board': ('runs/execute.html#_board', 'mlkit/runs/execute.py'),
-                                    'mlkit.runs.execute._Board.__enter__': ('runs/execute.html#_board.__enter__', 'mlkit/runs/execute.py'),
-                                    'mlkit.runs.execute._Board.__exit__': ('runs/execute.html#_board.__exit__', 'mlkit/runs/execute.py'),
                                     'mlkit.runs.execute._Board.__init__': ('runs/execute.html#_board.__init__', 'mlkit/runs/execute.py'),
                                     'mlkit.runs.execute._Board.began': ('runs/execute.html#_board.began', 'mlkit/runs/execute.py'),
                                     'mlkit.runs.execute._Board.ended': ('runs/execute.html#_board.ended', 'mlkit/runs/execute.py'),

@@ -56,9 +56,8 @@ def listed(
 ) -> str:
     "Return `items` as an English list: the first, and how many more there are."
     shown = [word(item) for item in islice(items, most)]
-    left = len(items) - len(shown)
-    more = f"{' ' if sep == ', ' else sep}and {left:,} more"
-    return sep.join(shown) + (more if left else "")
+    left, last = len(items) - len(shown), " " if sep == ", " else sep
+    return sep.join(shown) + (f"{last}and {left:,} more" if left else "")
 
 # %% ../nbs/00_config.ipynb #c40b9d17
 def keep_freed_blocks(

@@ -96,9 +96,8 @@ def _load(
     from mlkit.config import load_settings
 
     changed = {a.partition("=")[0].strip() for a in assignments or []}
-    kept = {k: v for k, v in (defaults or {}).items() if k not in changed}
-    told = {k: v for k, v in [*kept.items(), *given.items()] if v is not None}
-    return load_settings(*(assignments or []), **told)
+    told = {k: v for k, v in (defaults or {}).items() if k not in changed} | given
+    return load_settings(*(assignments or []), **{k: v for k, v in told.items() if v is not None})
 
 # %% ../../nbs/cli/01_app.ipynb #b5226655
 @dataclass(frozen=True)
@@ -114,9 +113,8 @@ class Table:
         from rich.console import Console
         from rich.table import Table as RichTable
 
-        head = map(str, self.head)
-        table = RichTable(*head, title=self.title or None, title_justify="left")
-        table.show_header = any(self.head)
+        how = {"title_justify": "left", "show_header": any(self.head)}
+        table = RichTable(*self.head, title=self.title or None, **how)
         for row in self.rows:
             table.add_row(*map(str, row))
         Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -95,8 +95,10 @@ def demo(load: Load) -> Result:
     files = sorted(write_digits(settings)[1].glob("*.png"))
     asked = _ask(done, settings, files)
     difference, (table, right) = _difference(done.learn, files, asked), _answers(files, asked)
-    greatest = f"greatest difference between HTTP and the Learner: {difference:.1e}"
-    show(table, f"{right} of {len(files)} right; {greatest}")
+    show(
+        table,
+        f"{right} of {len(files)} right; greatest difference between HTTP and the Learner: {difference:.1e}",
+    )
     if difference > 1e-4:
         raise MlkitError(
             f"the server's probabilities differ from the Learner's by {difference:.1e}; at most 1e-4 is right"

@@ -30,13 +30,26 @@ def _registry(load: Load) -> Any:
 
 def _versions(versions: Sequence[Any]) -> Result:
     head = ("model", "version", "production", "architecture", "worth", "created")
-    documents, rows = [], []
-    for v in versions:
-        m, told = v.manifest, {"name": v.name, "version": v.version, "production": v.production}
-        told |= {"arch": m.arch, "metrics": m.metrics, "created": m.created, "path": v.path}
-        worth = "{} {:.4f}".format(*next(iter(m.metrics.items()), ("", float("nan"))))
-        rows.append((v.name, v.version, "●" if v.production else "", m.arch, worth, m.created))
-        documents.append(told)
+    documents = [
+        {
+            "name": v.name,
+            "version": v.version,
+            "production": v.production,
+            "arch": v.manifest.arch,
+            "metrics": v.manifest.metrics,
+            "created": v.manifest.created,
+            "path": v.path,
+        }
+        for v in versions
+    ]
+    rows = [
+        (
+            *(told["name"], told["version"], "●" if told["production"] else "", told["arch"]),
+            "{} {:.4f}".format(*next(iter(told["metrics"].items()), ("", float("nan")))),
+            told["created"],
+        )
+        for told in documents
+    ]
     return Result(documents, Table("", head, rows))
 
 # %% ../../nbs/cli/04_models.ipynb #ed9cfdb2

@@ -37,7 +37,6 @@ _INPUTS = typer.Argument(
     metavar="INPUT…",
     help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
 )
-_KEEP = typer.Option(metavar="COLUMN,…", help="Columns kept beside the answer; else all of them.")
 _ON_RAY = typer.Option(
     "--on",
     help="On Ray OUT is a folder of Parquet files; models, inputs and OUT are at the same path on each node.",
@@ -57,7 +56,10 @@ def predict(
     column: Annotated[
         str, typer.Option(help="Column of a table that holds the path or the text.")
     ] = "",
-    keep: Annotated[str | None, _KEEP] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN,…", help="Columns kept beside the answer; else all of them."),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="A column for each label besides.")
     ] = False,
@@ -84,8 +86,7 @@ def predict(
             f"{name} has no probabilities: its answers are {kind}; leave --probabilities out"
         )
     kept = None if keep is None else [word for word in keep.split(",") if word]
-    how = {"column": column, "keep": kept, "stdin": sys.stdin.buffer}
-    given = Inputs(inputs, version.manifest.input, **how)
+    given = Inputs(inputs, version.manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
     if on == "ray":

@@ -6,7 +6,7 @@
 __all__ = ['serve']
 
 # %% ../../nbs/cli/07_serve.ipynb #a7338dcd
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,10 +37,8 @@ def serve(
     from mlkit.api.server import announce
     from mlkit.api.server import serve as serve_models
 
-    def announce_json(url: str, facts: dict[str, Any]) -> None:
-        print_json({"url": url} | facts)
-
     settings = load(host=host, port=port, processes=workers, address=address)
     if on == "ray":
         from mlkit.cluster.serve import serve_on_ray as serve_models
-    serve_models(settings, models or [], announce=announce_json if json_ else announce)
+    announce = (lambda url, facts: print_json({"url": url} | facts)) if json_ else announce
+    serve_models(settings, models or [], announce=announce)

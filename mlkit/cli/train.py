@@ -110,9 +110,6 @@ def _recorded(
     return {f"{s}.{k}": v for s in sections for k, v in record.get(s, {}).items()}, checkpoint
 
 # %% ../../nbs/cli/02_train.ipynb #4a7ce0f5
-_ON_RAY = "Where the fit runs. ray: train.world_size workers; examples, cache and runs lie at the same path on all nodes."
-
-
 @app.command()
 @command
 def train(
@@ -129,7 +126,13 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="A run that was stopped or killed: go on as it was set."),
     ] = None,
-    on: Annotated[Literal["local", "ray"], typer.Option("--on", help=_ON_RAY)] = "local",
+    on: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            "--on",
+            help="Where the fit runs. ray: train.world_size workers; examples, cache and runs lie at the same path on all nodes.",
+        ),
+    ] = "local",
     address: Address = None,
 ) -> Result:
     "The same without promotion: production stays as it is."

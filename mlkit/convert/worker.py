@@ -132,8 +132,9 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
         except InputError as e:
             bad.append(str(e))
     if not good:
-        said = f"none of the {len(bad)} inputs can be asked of it"
-        raise ConvertError(f"{said}: {listed(bad, sep='; ')}")
+        raise ConvertError(
+            f"none of the {len(bad)} inputs can be asked of it: {listed(bad, sep='; ')}"
+        )
     return good
 
 

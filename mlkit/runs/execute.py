@@ -320,9 +320,9 @@ def run_each(
     "Execute the notebook once for each of `runs`, and yield number and record as each ends; a poor one is stopped."
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
     open_jobs: dict[int, _Job] = {}
-    more = True
+    more, show = True, _Board()
     try:
-        with _Board() as show:
+        with show.bars:
             while more or open_jobs:
                 while more and len(open_jobs) < jobs:
                     if more := (following := next(runs, None)) is not None:
@@ -400,13 +400,6 @@ def _say(text: str) -> None:
 class _Board:
     def __init__(self):
         self.tasks, self.bars = {}, progress()
-
-    def __enter__(self) -> "_Board":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
 
     def began(self, job: _Job) -> None:
         self.tasks[job.run.id] = self.bars.add_task(job.label, total=job.cells)
