@@ -20,13 +20,14 @@ from mlkit.config import Settings, known_keys, load_settings
 KERNELS = sorted((ROOT / "kernels").glob("*/*.ipynb"))
 BIN = Path(sys.executable).parent
 
-# Who may import whom, besides its own wing: the wings of the package and the modules at its root. `config` and
-# `bundle` are everybody's. What a single module may besides stands under its own name.
-EVERYBODYS = {"config", "bundle"}
+# Who may import whom, besides its own wing: the wings of the package and the modules at its root. `config`,
+# `bundle` and `progress` are everybody's. What a single module may besides stands under its own name.
+EVERYBODYS = {"config", "bundle", "progress"}
 WINGS = {
     "_moved": set(),
     "config": set(),
     "bundle": set(),
+    "progress": set(),
     "runs": set(),
     "inference": set(),
     "api": {"inference"},
@@ -48,7 +49,7 @@ WINGS = {
 WINGS["main"] |= set(WINGS) - {"main", "__main__"}
 WINGS["cli"] = set(WINGS) - {"__main__"}
 LIGHT = {"config", "bundle", "runs", "inference", "api", "client", "convert", "kaggle", "cluster"}
-LIGHT |= {"_moved", "main", "cli", "__main__"}
+LIGHT |= {"_moved", "progress", "main", "cli", "__main__"}
 HEAVY = {
     "pyarrow",
     "torch",

@@ -23,7 +23,7 @@ from mlkit.bundle.files import (
     sha256_of,
     staging_dir,
 )
-from ..config import MlkitError
+from ..config import MlkitError, listed
 
 # %% ../../nbs/bundle/01_manifest.ipynb #2538efba
 class BundleError(MlkitError):
@@ -342,7 +342,7 @@ def verify_bundle(
     elif only not in manifest.files:
         wrong[only] = "not listed"
     if wrong:
-        said = ", ".join(f"{n} ({w})" for n, w in list(wrong.items())[:10])
+        said = listed([f"{n} ({w})" for n, w in wrong.items()])
         raise BundleError(
             f"{folder}: {len(wrong)} of {len(manifest.files)} files are wrong: {said}", list(wrong)
         )

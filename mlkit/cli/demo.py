@@ -10,18 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlkit.cli.app import (
-    Debug,
-    Json,
-    Set,
-    _command,
-    _load,
-    _me,
-    _print_json,
-    _stdout_to_stderr,
-    _table,
-    app,
-)
+from .app import Load, Result, Table, _me, app, command, show
 from .train import _tell
 from ..main import Outcome, pipeline
 
@@ -30,58 +19,23 @@ if TYPE_CHECKING:
 
     from mlkit.config import Settings
 
-# %% ../../nbs/cli/08_demo.ipynb #e6d50278
-@app.command()
-@_command
-def demo(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
-    "The whole way on scikit-learn's digits: train, judge, pack, serve, ask; then it ends."
-    from mlkit.preprocess.samples import write_digits
+# %% ../../nbs/cli/08_demo.ipynb #28b7945b
+def _ask(done: Outcome, settings: "Settings", files: Sequence[Path]) -> list[dict[str, Any]]:
+    "Serve the version that was made and ask it about `files`."
+    from mlkit.api.server import serving
+    from mlkit.client import Client
 
-    chosen = [
-        "model.name=digits",
-        "model.arch=test_resnet",  # timm's smallest: half a minute, where resnet18 takes two
-        "model.pretrained=false",
-        "data.source=sklearn:digits",
-        "data.size=32",
-        "data.flip=false",
-        "train.epochs=12",
-    ]
-    settings = _load([*chosen, *(set_ or [])])
-    with _stdout_to_stderr(json_):
-        done = pipeline(settings=settings, tell=_tell)
-        files = sorted(write_digits(settings)[1].glob("*.png"))
-        asked = _ask(done, settings, files)
-        rows = [(f.stem.split("-")[0], f.name, a) for f, a in zip(files, asked, strict=True)]
-        right = sum(truth == a["label"] for truth, _, a in rows)
-        difference = _difference(done.learn, files, asked)
-        _table(
-            "Asked over HTTP about digits that it has not seen",
-            ("picture", "truth", "prediction", "confidence", ""),
-            [
-                (n, t, a["label"], f"{a['confidence']:.4f}", "" if t == a["label"] else "wrong")
-                for t, n, a in rows
-            ],
-        )
-        print(
-            f"{right} of {len(rows)} right; greatest difference between HTTP and the Learner: {difference:.1e}"
-        )
-    if difference > 1e-4:
-        from mlkit.config import MlkitError
-
-        raise MlkitError(
-            f"the server's probabilities differ from the Learner's by {difference:.1e}; at most 1e-4 is right"
-        )
-    if json_:
-        _print_json(
-            {**done.to_dict(), "unseen": len(rows), "right": right, "http_difference": difference}
-        )
-    else:
-        print(_next(done, files[0]))
+    ref = f"{done.name}@{done.version}"
+    with serving(settings, [ref]) as url, Client(url, model=ref) as client:
+        client.wait_ready(60)
+        print(f"Served: {url}")
+        return client.predict(files)
 
 
 def _difference(
     learn: "Learner", files: Sequence[Path], answers: Sequence[dict[str, Any]]
 ) -> float:
+    "Return how far the answers' probabilities are from the Learner's."
     from mlkit.model.outputs import exact
 
     with learn.no_bar(), exact():
@@ -93,7 +47,7 @@ def _difference(
         for v, p in zip(labels, row, strict=True)
     )
 
-
+# %% ../../nbs/cli/08_demo.ipynb #9aae33ab
 def _next(done: Outcome, picture: Path) -> str:
     me = _me()
     return (
@@ -105,15 +59,49 @@ def _next(done: Outcome, picture: Path) -> str:
         f"(the report is {done.run / 'report' / 'card.md'})"
     )
 
+# %% ../../nbs/cli/08_demo.ipynb #47f4f579
+def _answers(files: Sequence[Path], answers: Sequence[dict[str, Any]]) -> tuple[Table, int]:
+    "Return a table of what was asked and answered, and how many answers are right."
+    truth = [f.stem.split("-")[0] for f in files]
+    right = [t == a["label"] for t, a in zip(truth, answers, strict=True)]
+    rows = [
+        (f.name, t, a["label"], f"{a['confidence']:.4f}", "" if well else "wrong")
+        for f, t, a, well in zip(files, truth, answers, right, strict=True)
+    ]
+    head = ("picture", "truth", "prediction", "confidence", "")
+    return Table("Asked over HTTP about digits that it has not seen", head, rows), sum(right)
 
-def _ask(done: Outcome, settings: "Settings", files: Sequence[Path]) -> list[dict[str, Any]]:
-    from mlkit.api.server import serving
-    from mlkit.client import Client
+# %% ../../nbs/cli/08_demo.ipynb #e6d50278
+_CHOSEN = {
+    "model.name": "digits",
+    "model.arch": "test_resnet",
+    "model.pretrained": False,
+    "data.source": "sklearn:digits",
+    "data.size": 32,
+    "data.flip": False,
+    "train.epochs": 12,
+}
 
-    with (
-        serving(settings, [f"{done.name}@{done.version}"]) as url,
-        Client(url, model=f"{done.name}@{done.version}") as client,
-    ):
-        client.wait_ready(60)
-        print(f"Served: {url}")
-        return client.predict(files)
+
+@app.command()
+@command
+def demo(load: Load) -> Result:
+    "The whole way on scikit-learn's digits: train, judge, pack, serve, ask; then it ends."
+    from mlkit.config import MlkitError
+    from mlkit.preprocess.samples import write_digits
+
+    settings = load(_CHOSEN)
+    done = pipeline(settings=settings, tell=_tell)
+    files = sorted(write_digits(settings)[1].glob("*.png"))
+    asked = _ask(done, settings, files)
+    difference, (table, right) = _difference(done.learn, files, asked), _answers(files, asked)
+    show(
+        table,
+        f"{right} of {len(files)} right; greatest difference between HTTP and the Learner: {difference:.1e}",
+    )
+    if difference > 1e-4:
+        raise MlkitError(
+            f"the server's probabilities differ from the Learner's by {difference:.1e}; at most 1e-4 is right"
+        )
+    told = {"unseen": len(files), "right": right, "http_difference": difference}
+    return Result(done.to_dict() | told, _next(done, files[0]))

@@ -7,7 +7,7 @@ __all__ = ['kaggle_app', 'RunName', 'kaggle_push', 'kaggle_status', 'kaggle_logs
            'kaggle_get', 'kaggle_submit', 'kaggle_doctor']
 
 # %% ../../nbs/cli/05_kaggle.ipynb #b13d9f59
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,22 +17,45 @@ import typer
 import mlkit
 from mlkit.cli.app import (
     Accelerator,
-    Debug,
-    Json,
-    Set,
-    _command,
-    _load,
+    Load,
+    Notebook,
+    Parameters,
+    Result,
+    Table,
     _me,
-    _print_json,
     _say,
-    _stdout_to_stderr,
-    _table,
     app,
+    command,
+    parameters_of,
 )
 from ..main import _settings_for
 
 if TYPE_CHECKING:
     from mlkit.config import Settings
+    from mlkit.kaggle.client import Account
+
+# %% ../../nbs/cli/05_kaggle.ipynb #e83378bd
+def _account(settings: "Settings") -> "Account":
+    from mlkit.kaggle.client import Account
+
+    return Account(settings.kaggle)
+
+
+def _home(record: Any, version: Any, *, promoted: bool = False) -> Result:
+    "Return what a run has brought home: its record, its version if it made one, where it ran."
+    from mlkit.kaggle.kernel import target_of
+    from mlkit.runs.record import Run
+
+    target = target_of(Run(record.folder))
+    document = asdict(record)
+    metrics = "  ".join(f"{k} {v:.4g}" for k, v in record.metrics.items())
+    shown = [f"Trained on Kaggle: version {target.version} of {target.url}  {metrics}"]
+    if version:
+        document |= {"name": version.name, "version": version.version, "bundle": version.path}
+        shown.append(f"{'Promoted' if promoted else 'Added'}: {version.path}")
+        shown.append(f"Serve it: {_me()} serve {version.name if promoted else version.ref}")
+    document |= {"kernel": target.ref, "kernel_version": target.version, "url": target.url}
+    return Result(document, *shown, f"Run: {record.folder}")
 
 # %% ../../nbs/cli/05_kaggle.ipynb #f2071f87
 def _kernel_notebook() -> Path:
@@ -52,9 +75,9 @@ def _kernel_notebook() -> Path:
     )
 
 
-def _pipeline_on_kaggle(settings: "Settings", as_json: bool) -> None:
+def _pipeline_on_kaggle(settings: "Settings") -> Result:
     from mlkit.config import known_keys
-    from mlkit.kaggle.client import Account, KaggleError
+    from mlkit.kaggle.client import KaggleError
     from mlkit.kaggle.grid import send
     from mlkit.kaggle.pull import register
     from mlkit.runs.execute import find_parameters
@@ -66,39 +89,10 @@ def _pipeline_on_kaggle(settings: "Settings", as_json: bool) -> None:
         section, _, key = known_keys().get(name, "").partition(".")
         value = getattr(getattr(settings, section), key) if key else None
         values[name] = "" if value is None else str(value) if isinstance(value, Path) else value
-    account = Account(settings.kaggle)
-    with _stdout_to_stderr(as_json):
-        (record,) = send(notebook, [values], settings, account, _say, promote=True)
+    (record,) = send(notebook, [values], settings, _account(settings), _say, promote=True)
     if record.status != "done":
         raise KaggleError(record.error)
-    _show_home(record, register(Run(record.folder), settings), as_json, promoted=True)
-
-
-def _show_home(record: Any, version: Any, as_json: bool, *, promoted: bool) -> None:
-    from mlkit.kaggle.kernel import target_of
-    from mlkit.runs.record import Run
-
-    target = target_of(Run(record.folder))
-    if as_json:
-        told = (
-            {"name": version.name, "version": version.version, "bundle": version.path}
-            if version
-            else {}
-        )
-        _print_json(
-            asdict(record)
-            | told
-            | {"kernel": target.ref, "kernel_version": target.version, "url": target.url}
-        )
-        return
-    metrics = "  ".join(f"{k} {v:.4g}" for k, v in record.metrics.items())
-    print(f"Trained on Kaggle: version {target.version} of {target.url}  {metrics}")
-    if version:
-        ref = version.name if promoted else version.ref
-        print(
-            f"{'Promoted' if promoted else 'Added'}: {version.path}\nServe it: {_me()} serve {ref}"
-        )
-    print(f"Run: {record.folder}")
+    return _home(record, register(Run(record.folder), settings), promoted=True)
 
 # %% ../../nbs/cli/05_kaggle.ipynb #2a5ab826
 kaggle_app = typer.Typer(no_args_is_help=True, help="Kernels, datasets and competitions on Kaggle.")
@@ -115,198 +109,148 @@ RunName = Annotated[
     ),
 ]
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #241186f1
 @kaggle_app.command("push")
-@_command
+@command
 def kaggle_push(
-    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged parameters.")],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="KEY VALUE", help="A parameter of the notebook; repeatable."),
-    ] = None,
+    load: Load,
+    notebook: Notebook,
+    parameter: Parameters = None,
     accelerator: Accelerator = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run here what would be pushed, without a network.")
     ] = False,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Send a notebook to Kaggle and return; `attach` follows it and brings home what it makes."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.dry_run import dry_run as run_dry
-    from mlkit.kaggle.push import begin, prepare
-    from mlkit.kaggle.push import push as push_run
+    from mlkit.kaggle.push import begin, prepare, push
     from mlkit.kaggle.session import held
 
-    settings = _load(set_, accelerator=accelerator)
-    given = dict(p.partition("=")[::2] for p in parameter or [])
-    with _stdout_to_stderr(json_):
-        if dry_run:
-            told = run_dry(notebook, given, settings, _say)
-        else:
-            account = Account(settings.kaggle)
-            run = begin(prepare(notebook, given, settings, account, _say), settings)
-            with held(run):
-                target = push_run(run, account, _say)
-            told = {
-                "run": run.id,
-                "kernel": target.ref,
-                "version": target.version,
-                "url": target.url,
-            }
-    if json_:
-        _print_json(told)
-    elif dry_run:
-        print(f"This would run on Kaggle: it wrote {len(told['files'])} files")
-    else:
-        print(f"Follow it: {_me()} kaggle attach {run.id}\nStop it: only there, {target.url}")
+    settings, given = load(accelerator=accelerator), parameters_of(parameter)
+    if dry_run:
+        told = run_dry(notebook, given, settings, _say)
+        return Result(told, f"This would run on Kaggle: it wrote {len(told['files'])} files")
+    account = _account(settings)
+    run = begin(prepare(notebook, given, settings, account, _say), settings)
+    with held(run):
+        target = push(run, account, _say)
+    return Result(
+        {"run": run.id, "kernel": target.ref, "version": target.version, "url": target.url},
+        f"Follow it: {_me()} kaggle attach {run.id}",
+        f"Stop it: only there, {target.url}",
+    )
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #8cae6a30
 @kaggle_app.command("status")
-@_command
-def kaggle_status(
-    run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
-) -> None:
+@command
+def kaggle_status(load: Load, run: RunName = "") -> Result:
     "How far it is on Kaggle."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.session import find_target, read_status
 
-    settings = _load(set_)
+    settings = load()
     target = find_target(settings, run)
-    status, failure = read_status(Account(settings.kaggle), target, patient=True)
-    if json_:
-        _print_json(
-            {
-                "kernel": target.ref,
-                "version": target.version,
-                "status": status,
-                "failure": failure,
-                "url": target.url,
-            }
-        )
-    else:
-        print(
-            f"{status.lower().replace('_', ' ')}{': ' + failure if failure else ''}\n{target.url}"
-        )
+    status, failure = read_status(_account(settings), target, patient=True)
+    told = {"kernel": target.ref, "version": target.version, "status": status}
+    shown = status.lower().replace("_", " ") + (f": {failure}" if failure else "")
+    return Result(told | {"failure": failure, "url": target.url}, shown, target.url)
 
 
 @kaggle_app.command("logs")
-@_command
+@command
 def kaggle_logs(
+    load: Load,
     run: RunName = "",
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends.")] = False,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
+) -> Iterator[str]:
     "What it has printed."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.session import find_target, follow_log, read_log
 
-    settings = _load(set_)
-    target, account = find_target(settings, run), Account(settings.kaggle)
-    lines = follow_log(account, target) if follow else read_log(account, target)
-    for line in lines:
-        print(line, flush=True)
+    settings = load()
+    target = find_target(settings, run)
+    yield from (follow_log if follow else read_log)(_account(settings), target)
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #a0779eff
 @kaggle_app.command("attach")
 @kaggle_app.command("wait")
-@_command
+@command
 def kaggle_attach(
+    load: Load,
     run: RunName = "",
     logs: Annotated[bool, typer.Option("--logs", help="Show every line of its log.")] = False,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Follow a run to its end and bring home what it made; the exit code is the kernel's."
-    from mlkit.kaggle.client import Account, KaggleError
+    from mlkit.kaggle.client import KaggleError
     from mlkit.kaggle.pull import register
     from mlkit.kaggle.session import attach, find_run
 
-    settings = _load(set_)
-    account, found = Account(settings.kaggle), find_run(settings, run)
-    with _stdout_to_stderr(json_):
-        record = attach(found, settings, account, _say, everything=logs)
+    settings = load()
+    account, found = _account(settings), find_run(settings, run)
+    record = attach(found, settings, account, _say, everything=logs)
     if record.status != "done":
         raise KaggleError(record.error)
-    _show_home(record, register(found, settings), json_, promoted=False)
+    return _home(record, register(found, settings))
 
 
 @kaggle_app.command("pull")
-@_command
-def kaggle_pull(
-    run: RunName = "", set_: Set = None, json_: Json = False, debug: Debug = False
-) -> None:
+@command
+def kaggle_pull(load: Load, run: RunName = "") -> Result:
     "Bring home, verified, what a run on Kaggle has made; again if files of it were lost here."
-    from mlkit.kaggle.client import Account, KaggleError
+    from mlkit.kaggle.client import KaggleError
     from mlkit.kaggle.kernel import target_of
-    from mlkit.kaggle.pull import pull as pull_run
-    from mlkit.kaggle.pull import register
+    from mlkit.kaggle.pull import pull, register
     from mlkit.kaggle.session import find_run, read_status
     from mlkit.runs.record import read_run
 
-    settings = _load(set_)
-    account, found = Account(settings.kaggle), find_run(settings, run)
-    with _stdout_to_stderr(json_):
-        status, _ = read_status(account, target_of(found), patient=True)
-        if status != "COMPLETE":
-            raise KaggleError(
-                f"{found.id} is {status.lower()} on Kaggle; nothing can be brought home"
-            )
-        pull_run(found, account, _say)
-        version = register(found, settings)
-    _show_home(read_run(found.folder), version, json_, promoted=False)
+    settings = load()
+    account, found = _account(settings), find_run(settings, run)
+    status, _ = read_status(account, target_of(found), patient=True)
+    if status != "COMPLETE":
+        raise KaggleError(f"{found.id} is {status.lower()} on Kaggle; nothing can be brought home")
+    pull(found, account, _say)
+    version = register(found, settings)
+    return _home(read_run(found.folder), version)
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #4b74c66e
 @kaggle_app.command("data")
-@_command
+@command
 def kaggle_data(
+    load: Load,
     path: Annotated[
         Path, typer.Argument(help="Folder of examples, or a CSV file that names them.")
     ],
     name: Annotated[
         str | None, typer.Option(help="Of the dataset, 6 to 50 characters a-z 0-9 -")
     ] = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Audit examples and keep a private dataset equal to them."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.datasets import Datasets
     from mlkit.kaggle.push import send_data
 
-    settings = _load(set_)
-    account = Account(settings.kaggle)
-    with _stdout_to_stderr(json_):
-        datasets = Datasets(account, settings.paths.cache / "kaggle", _say)
-        source = send_data(path, settings, datasets, name)
-    print(json.dumps({"source": source}) if json_ else f"Train from it there: -p source {source}")
+    settings = load()
+    datasets = Datasets(_account(settings), settings.paths.cache / "kaggle", _say)
+    source = send_data(path, settings, datasets, name)
+    return Result({"source": source}, f"Train from it there: -p source {source}")
 
 
 @kaggle_app.command("get")
-@_command
+@command
 def kaggle_get(
+    load: Load,
     name: Annotated[str, typer.Argument(help="A competition, or a dataset: owner/name.")],
     to: Annotated[Path | None, typer.Option(help="Folder; named like it if not given.")] = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Download the files of a competition or a dataset."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.download import get
 
     folder = to or Path(name.rpartition("/")[2])
-    paths = get(Account(_load(set_).kaggle), name, folder, _say)
-    _print_json([str(p) for p in paths]) if json_ else print(f"{len(paths)} files in {folder}")
+    paths = get(_account(load()), name, folder, _say)
+    return Result([str(p) for p in paths], f"{len(paths)} files in {folder}")
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #dc08a7f5
 @kaggle_app.command("submit")
-@_command
+@command
 def kaggle_submit(
+    load: Load,
     competition: Annotated[str, typer.Argument(help="Its name in the address.")],
     file: Annotated[Path, typer.Argument(help="CSV; with --kernel, the name of its output.")],
     message: Annotated[str, typer.Option("-m", "--message", help="What it is.")] = "by mlkit",
@@ -318,39 +262,29 @@ def kaggle_submit(
         str | None,
         typer.Option(help="Run, or owner/slug/version, where the competition runs code."),
     ] = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Hand in, and wait for the score."
-    from mlkit.kaggle.client import Account
     from mlkit.kaggle.competitions import shape_submission, submit
     from mlkit.kaggle.session import find_target
 
-    settings = _load(set_)
+    settings = load()
     if sample:
         file = shape_submission(file, sample, file.with_name("submission.csv"))
     target = find_target(settings, kernel) if kernel else None
-    account = Account(settings.kaggle)
-    told = submit(account, competition, file, message, _say, kernel=target)
-    if json_:
-        _print_json(told)
-    else:
-        print(
-            f"score {told['public'] or 'not public'}{', private ' + told['private'] if told['private'] else ''}"
-        )
+    told = submit(_account(settings), competition, file, message, _say, kernel=target)
+    private = f", private {told['private']}" if told["private"] else ""
+    return Result(told, f"score {told['public'] or 'not public'}{private}")
 
-
+# %% ../../nbs/cli/05_kaggle.ipynb #b28e126a
 @kaggle_app.command("doctor")
-@_command
-def kaggle_doctor(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def kaggle_doctor(load: Load) -> Result:
     "Credentials, reachability, quota, versions. No secret is shown."
     from mlkit.kaggle.doctor import diagnose
 
-    rows = diagnose(_load(set_))
-    if json_:
-        _print_json([dict(zip(("what", "found", "well"), r, strict=True)) for r in rows])
-    else:
-        _table("Kaggle", ("", "", "well"), [(a, b, "yes" if c else "no") for a, b, c in rows])
-    if not all(well for *_, well in rows):
-        raise typer.Exit(1)
+    rows = diagnose(load())
+    return Result(
+        [dict(zip(("what", "found", "well"), r, strict=True)) for r in rows],
+        Table("Kaggle", ("", "", "well"), [(a, b, "yes" if c else "no") for a, b, c in rows]),
+        error=None if all(well for *_, well in rows) else typer.Exit(1),
+    )

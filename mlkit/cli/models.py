@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Debug, Json, Name, Set, _command, _load, _print_json, _table, app
+from .app import Load, Name, Result, Table, app, command
 
 # %% ../../nbs/cli/04_models.ipynb #128640f7
 models_app = typer.Typer(no_args_is_help=True, help="What is in the registry.")
@@ -22,137 +22,101 @@ models_app = typer.Typer(no_args_is_help=True, help="What is in the registry.")
 app.add_typer(models_app, name="models")
 
 # %% ../../nbs/cli/04_models.ipynb #0a7cda6e
-def _registry(assignments: list[str] | None) -> Any:
+def _registry(load: Load) -> Any:
     from mlkit.bundle.registry import Registry
 
-    return Registry(_load(assignments).paths.models)
+    return Registry(load().paths.models)
 
 
-def _versions(versions: Sequence[Any], as_json: bool) -> None:
-    facts = [(v, v.manifest) for v in versions]
-    if as_json:
-        _print_json(
-            [
-                {
-                    "name": v.name,
-                    "version": v.version,
-                    "production": v.production,
-                    "arch": m.arch,
-                    "metrics": m.metrics,
-                    "created": m.created,
-                    "path": v.path,
-                }
-                for v, m in facts
-            ]
-        )
-        return
+def _versions(versions: Sequence[Any]) -> Result:
+    head = ("model", "version", "production", "architecture", "worth", "created")
+    documents = [
+        {
+            "name": v.name,
+            "version": v.version,
+            "production": v.production,
+            "arch": v.manifest.arch,
+            "metrics": v.manifest.metrics,
+            "created": v.manifest.created,
+            "path": v.path,
+        }
+        for v in versions
+    ]
     rows = [
         (
-            v.name,
-            v.version,
-            "●" if v.production else "",
-            m.arch,
-            "{} {:.4f}".format(*next(iter(m.metrics.items()), ("", float("nan")))),
-            m.created,
+            *(told["name"], told["version"], "●" if told["production"] else "", told["arch"]),
+            "{} {:.4f}".format(*next(iter(told["metrics"].items()), ("", float("nan")))),
+            told["created"],
         )
-        for v, m in facts
+        for told in documents
     ]
-    _table("", ("model", "version", "production", "architecture", "worth", "created"), rows)
+    return Result(documents, Table("", head, rows))
 
-
-@models_app.command("list")
-@_command
-def models_list(set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
-    "Every version of every model."
-    _versions(_registry(set_).list(), json_)
-
-
+# %% ../../nbs/cli/04_models.ipynb #ed9cfdb2
 Ref = Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@latest.")]
 
 
+@models_app.command("list")
+@command
+def models_list(load: Load) -> Result:
+    "Every version of every model."
+    return _versions(_registry(load).list())
+
+# %% ../../nbs/cli/04_models.ipynb #56e643f5
 @models_app.command("show")
-@_command
-def models_show(ref: Ref, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def models_show(load: Load, ref: Ref) -> Result:
     "The manifest of a version."
-    version = _registry(set_).resolve(ref)
+    version = _registry(load).resolve(ref)
     manifest = version.manifest.model_dump(mode="json")
-    if json_:
-        _print_json(
-            {
-                "version": version.version,
-                "production": version.production,
-                "path": version.path,
-                **manifest,
-            }
-        )
-        return
+    told = {"version": version.version, "production": version.production, "path": version.path}
     shown = {k: v for k, v in manifest.items() if k not in ("files", "lineage", "name")}
-    rows = [
-        ("version", version.version),
-        ("production", version.production),
-        ("path", version.path),
-        *shown.items(),
-    ]
-    _table(
-        version.name,
-        ("", ""),
-        [
-            *rows,
-            *(
-                (f"lineage: {k}", v)
-                for k, v in manifest["lineage"].items()
-                if k not in ("settings", "environment")
-            ),
-        ],
-    )
+    lineage = {
+        f"lineage: {k}": v
+        for k, v in manifest["lineage"].items()
+        if k not in ("settings", "environment")
+    }
+    rows = [*told.items(), *shown.items(), *lineage.items()]
+    return Result(told | manifest, Table(version.name, ("", ""), rows))
 
-
+# %% ../../nbs/cli/04_models.ipynb #ef5bab77
 @models_app.command("promote")
-@_command
-def models_promote(ref: Ref, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def models_promote(load: Load, ref: Ref) -> Result:
     "Make a version the production version."
-    _versions([_registry(set_).promote(ref)], json_)
+    return _versions([_registry(load).promote(ref)])
 
 
 @models_app.command("rollback")
-@_command
-def models_rollback(name: str, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def models_rollback(load: Load, name: str) -> Result:
     "Go back to the production version before this one."
-    _versions([_registry(set_).rollback(name)], json_)
+    return _versions([_registry(load).rollback(name)])
 
-
+# %% ../../nbs/cli/04_models.ipynb #7028f4dd
 @models_app.command("verify")
-@_command
-def models_verify(ref: Ref, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def models_verify(load: Load, ref: Ref) -> Result:
     "Check every file of a version against its checksum."
-    registry = _registry(set_)
+    registry = _registry(load)
     registry.verify(ref)
     version = registry.resolve(ref)
-    if json_:
-        _print_json(
-            {
-                "name": version.name,
-                "version": version.version,
-                "files": len(version.manifest.files),
-                "intact": True,
-            }
-        )
-    else:
-        print(
-            f"{version.name}@{version.version}: {len(version.manifest.files)} files, all as they were written"
-        )
+    name, number, files = version.name, version.version, len(version.manifest.files)
+    return Result(
+        {"name": name, "version": number, "files": files, "intact": True},
+        f"{name}@{number}: {files} files, all as they were written",
+    )
 
 
 @models_app.command("remove")
-@_command
-def models_remove(ref: Ref, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
+@command
+def models_remove(load: Load, ref: Ref) -> Result:
     "Delete a version that is not in production."
-    registry = _registry(set_)
+    registry = _registry(load)
     version = registry.resolve(ref)
     registry.remove(ref)
-    _print_json({"removed": f"{version.name}@{version.version}"}) if json_ else print(
-        f"removed {version.name}@{version.version}"
-    )
+    removed = f"{version.name}@{version.version}"
+    return Result({"removed": removed}, f"removed {removed}")
 
 # %% ../../nbs/cli/04_models.ipynb #f0e1617a
 Trust = Annotated[
@@ -178,44 +142,39 @@ Unconfined = Annotated[
     ),
 ]
 
+# %% ../../nbs/cli/04_models.ipynb #33403a27
+def _name_for(path: Path) -> str:
+    "Return a model's name made of a file's."
+    import re
 
+    return re.sub("[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:64] or "model"
+
+# %% ../../nbs/cli/04_models.ipynb #f03b7361
 @models_app.command("import")
-@_command
+@command
 def models_import(
+    load: Load,
     path: Annotated[Path, typer.Argument(help="An export of fastai, or the folder of a bundle.")],
     trust: Trust = False,
     sha256: Sha256 = "",
     inputs: Inputs = None,
     unconfined: Unconfined = False,
     name: Name = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Add a bundle, or a Learner that was exported elsewhere: converted in a box, once."
-    import re
     import tempfile
 
     from mlkit.bundle.manifest import read_manifest
     from mlkit.convert.import_learner import import_learner
     from mlkit.convert.sandbox import missing
 
-    registry = _registry(set_)
+    registry = _registry(load)
     with tempfile.TemporaryDirectory() as tmp:
         if path.is_dir():
             bundle, name = path, name or read_manifest(path).name
         else:
-            name = (
-                name or re.sub("[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:64] or "model"
-            )
-            bundle = import_learner(
-                path,
-                Path(tmp) / "bundle",
-                inputs or [],
-                name=name,
-                trust=trust,
-                sha256=sha256,
-                without=missing() if unconfined else (),
-            )
+            bundle, name = Path(tmp) / "bundle", name or _name_for(path)
+            how = {"trust": trust, "sha256": sha256, "without": missing() if unconfined else ()}
+            bundle = import_learner(path, bundle, inputs or [], name=name, **how)
         version = registry.add(bundle, name=name)
-    _versions([version], json_)
+    return _versions([version])

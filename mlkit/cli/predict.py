@@ -20,19 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlkit.cli.app import (
-    Address,
-    Debug,
-    Json,
-    Set,
-    _command,
-    _explain,
-    _load,
-    _print_json,
-    _table,
-    app,
-)
+from .app import Address, Json, Load, Result, Table, _explain, app, command
 from ..main import _now
+from ..progress import progress
 
 if TYPE_CHECKING:
     from mlkit.bundle.registry import Version
@@ -42,18 +32,23 @@ if TYPE_CHECKING:
     from mlkit.inference.predictor import Predictor
     from mlkit.inference.writers import Answered, Sheet
 
+# %% ../../nbs/cli/06_predict.ipynb #4d61567e
+_INPUTS = typer.Argument(
+    metavar="INPUT…",
+    help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
+)
+_ON_RAY = typer.Option(
+    "--on",
+    help="On Ray OUT is a folder of Parquet files; models, inputs and OUT are at the same path on each node.",
+)
+
 # %% ../../nbs/cli/06_predict.ipynb #5a4d746e
 @app.command()
-@_command
+@command
 def predict(
+    load: Load,
     ref: Annotated[str, typer.Argument(metavar="MODEL", help="NAME or NAME@VERSION.")],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT…",
-            help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
-        ),
-    ],
+    inputs: Annotated[list[str], _INPUTS],
     out: Annotated[
         Path | None,
         typer.Option(help="CSV, or .parquet; taken up again where it was stopped."),
@@ -74,55 +69,61 @@ def predict(
     again: Annotated[
         bool, typer.Option("--again", help="Make OUT anew, whatever is there.")
     ] = False,
-    on: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            "--on",
-            help="On Ray OUT is a folder of Parquet files; models, inputs and OUT are at the same path on each node.",
-        ),
-    ] = "local",
+    on: Annotated[Literal["local", "ray"], _ON_RAY] = "local",
     address: Address = None,
-    set_: Set = None,
     json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result | None:
     "Predict files and tables with a model of the registry, without a server."
     from mlkit.bundle.registry import Registry
     from mlkit.config import MlkitError
-    from mlkit.inference.batch import open_model, write
     from mlkit.inference.inputs import Inputs
-    from mlkit.inference.writers import Sheet
 
-    settings = _load(set_, address=address)
+    settings = load(address=address)
     version = Registry(settings.paths.models).resolve(ref)
-    manifest = version.manifest
-    if probabilities and manifest.output.kind not in ("label", "labels"):
+    name, kind = version.manifest.name, version.manifest.output.kind
+    if probabilities and kind not in ("label", "labels"):
         raise MlkitError(
-            f"{manifest.name} has no probabilities: its answers are {manifest.output.kind}; leave --probabilities out"
+            f"{name} has no probabilities: its answers are {kind}; leave --probabilities out"
         )
-    kept = None if keep is None else [name for name in keep.split(",") if name]
-    given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
+    kept = None if keep is None else [word for word in keep.split(",") if word]
+    given = Inputs(inputs, version.manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
     if on == "ray":
         done = _on_ray(version, given, settings, out, masks, probabilities, again)
-        _print_json({"out": str(out), **_counts(done)}) if json_ else print(f"{out}: {_sum(done)}")
-        raise typer.Exit(int(bool(done.rows) and done.bad == done.rows))
-    predictor = open_model(version, settings)
+    else:
+        done = _here(version, given, settings, out, masks, probabilities, again, json_)
+    error = typer.Exit(1) if done.rows and done.bad == done.rows else None
+    if out:
+        return Result({"out": str(out), **_counts(done)}, f"{out}: {_sum(done)}", error=error)
+    if error:
+        raise error
+
+# %% ../../nbs/cli/06_predict.ipynb #e8189c2b
+def _here(
+    version: "Version",
+    given: "Inputs",
+    settings: "Settings",
+    out: Path | None,
+    masks: Path | None,
+    probabilities: bool,
+    again: bool,
+    as_json: bool,
+) -> "Done":
+    from mlkit.inference.batch import open_model, write
+    from mlkit.inference.writers import Sheet
+
+    predictor, manifest = open_model(version, settings), version.manifest
     if out and not masks and manifest.output.kind == "mask":
         masks = out.with_suffix(".masks")
     beside = out.parent if out else Path()
     sheet = Sheet(manifest, given.columns, probabilities=probabilities, masks=masks, beside=beside)
-    if out:
-        with _progress(given) as tell:
-            done = write(out, predictor, given, sheet, again=again, tell=tell)
-        _print_json({"out": str(out), **_counts(done)}) if json_ else print(f"{out}: {_sum(done)}")
-    else:
-        done = _show_answers(predictor, given, sheet, json_)
-    if done.rows and done.bad == done.rows:
-        raise typer.Exit(1)
+    if not out:
+        return _show_answers(predictor, given, sheet, as_json)
+    with _progress(given) as tell:
+        return write(out, predictor, given, sheet, again=again, tell=tell)
 
-# %% ../../nbs/cli/06_predict.ipynb #e8189c2b
+
 def _on_ray(
     version: "Version",
     given: "Inputs",
@@ -143,7 +144,7 @@ def _on_ray(
         how = {"probabilities": probabilities, "again": again, "tell": tell}
         return write_shards(out, version, settings, given, **how)
 
-
+# %% ../../nbs/cli/06_predict.ipynb #e8345613
 def _counts(done: "Done") -> dict[str, Any]:
     return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
 
@@ -152,18 +153,14 @@ def _sum(done: "Done") -> str:
     before = f" ({done.resumed:,} from before)" if done.resumed else ""
     return f"{done.rows:,} rows{before}, {done.bad:,} without an answer, {done.rate:,.1f} rows/s"
 
-
+# %% ../../nbs/cli/06_predict.ipynb #b2fdbfeb
 @contextmanager
 def _progress(given: "Inputs") -> Iterator[Callable[["Done"], None]]:
-    "Yield what is told how far it is: a bar on a terminal, else a line every ten seconds."
+    "Yield what is told how far it is."
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        said = [TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()]
-        with Progress(*said, console=Console(stderr=True)) as bar:
+        with progress() as bar:
             task = bar.add_task("", total=None)
-            if given.repeatable:  # how many there are is counted meanwhile
+            if given.repeatable:
 
                 def count() -> None:
                     bar.update(task, total=sum(1 for _ in given))
@@ -181,7 +178,7 @@ def _progress(given: "Inputs") -> Iterator[Callable[["Done"], None]]:
 
     yield tell
 
-
+# %% ../../nbs/cli/06_predict.ipynb #f161c8ba
 def _show_answers(predictor: "Predictor", given: "Inputs", sheet: "Sheet", as_json: bool) -> "Done":
     "Print as JSON, as tables for people, or as CSV where stdout is no terminal; return how many."
     from mlkit.inference.batch import Done, answers
@@ -208,7 +205,7 @@ def _show_answers(predictor: "Predictor", given: "Inputs", sheet: "Sheet", as_js
     done.seconds = _now() - began
     return done
 
-
+# %% ../../nbs/cli/06_predict.ipynb #16a2e31d
 def _as_json(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
     from mlkit.inference.answers import to_json
 
@@ -224,7 +221,7 @@ def _as_json(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
     finally:
         print("\n]")
 
-
+# %% ../../nbs/cli/06_predict.ipynb #b4f23b8d
 def _as_csv(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
     from mlkit.inference.writers import to_text
 
@@ -244,4 +241,4 @@ def _as_tables(rows: Iterable[tuple[int, "Answered"]], sheet: "Sheet") -> None:
         cells = [[cell(v) for v in sheet.row(*row)] for row in block]
         shown = [i for i, _ in enumerate(sheet.head) if any(line[i] for line in cells)]
         head = [f"{n}, {sheet.units[n]}" if n in sheet.units else n for n in sheet.head]
-        _table("", [head[i] for i in shown], [[line[i] for i in shown] for line in cells])
+        Table("", [head[i] for i in shown], [[line[i] for i in shown] for line in cells]).print()

@@ -19,31 +19,116 @@ import typer
 from mlkit.cli.app import (
     Accelerator,
     Address,
-    Debug,
-    Json,
-    Set,
-    _command,
-    _load,
-    _print_json,
+    Load,
+    Notebook,
+    Parameters,
+    Result,
+    Table,
     _say,
-    _stdout_to_stderr,
-    _table,
     app,
+    command,
+    parameters_of,
 )
 from ..main import _task
 
 if TYPE_CHECKING:
     from mlkit.config import Settings
 
+# %% ../../nbs/cli/03_runs.ipynb #e4d94406
+def _table_of(records: Sequence[Any], metric: str) -> Table:
+    from mlkit.runs.record import varying
+
+    names = varying(records)
+    rows = [
+        (
+            r.id,
+            r.kind,
+            r.status,
+            f"{r.seconds:.0f} s" if r.seconds is not None else "",
+            *(r.parameters.get(n, "") for n in names),
+            f"{r.metrics[metric]:.4f}" if metric in r.metrics else "",
+        )
+        for r in records
+    ]
+    return Table("", ("run", "kind", "status", "took", *names, metric), rows)
+
+# %% ../../nbs/cli/03_runs.ipynb #ad1a7caa
+@contextmanager
+def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str, Any]]:
+    "Yield how many runs work at the same time, and what begins one where it is not this machine."
+    if on == "local":
+        yield {"jobs": jobs or 1}
+        return
+    from mlkit.cluster.connect import joined, room
+    from mlkit.cluster.runs import Nodes
+
+    with joined(settings) as ray:
+        jobs = jobs or settings.ray.at_once or room(ray, settings)
+        yield {"jobs": jobs, "start": Nodes(ray, settings)}
+
+
+def _fingerprint(source: str, settings: "Settings") -> str:
+    "Return the fingerprint of a notebook's data as it is now; none when it names none."
+    if source:
+        section = settings.data.model_copy(update={"source": source})
+        settings = settings.model_copy(update={"data": section})
+    if not settings.data.source:
+        return ""
+    return _task(settings).data.audit(settings.data.source, settings).fingerprint
+
+# %% ../../nbs/cli/03_runs.ipynb #5f5795eb
+def _axes(words: Sequence[str]) -> dict[str, list[str]]:
+    from mlkit.config import SettingsError
+
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or name in axes:
+            raise SettingsError(f"--grid {word!r}: write it once for each parameter, as KEY=V1,V2")
+        axes[name] = [v for v in values.split(",") if v]
+    return axes
+
+# %% ../../nbs/cli/03_runs.ipynb #9ddfec0a
+def _on_kaggle(
+    notebook: Path,
+    combinations: Sequence[dict[str, Any]],  # the parameters of each run
+    settings: "Settings",
+    jobs: int,  # at the same time
+    again: bool,  # do also what has been done
+) -> list[Any]:
+    from mlkit.kaggle.client import Account
+    from mlkit.kaggle.grid import send
+
+    account = Account(settings.kaggle)
+    return send(notebook, combinations, settings, account, _say, jobs=jobs, again=again)
+
+# %% ../../nbs/cli/03_runs.ipynb #679fc63f
+def _finished(records: Sequence[Any], metric: str, best: str = "") -> Result:
+    "Return what became of runs: their table, the command of the best, and what failed as an error."
+    from mlkit.config import MlkitError
+
+    failed, several = [r for r in records if r.status not in ("done", "stopped")], len(records) > 1
+    count = f"{len(failed)} of {len(records)} runs failed:\n" if several else ""
+    return Result(
+        [asdict(r) for r in records],
+        *([_table_of(records, metric)] if several or not failed else []),
+        *([f"Best: {best}"] if best else []),
+        error=MlkitError(count + "\n".join(r.error for r in failed)) if failed else None,
+    )
+
+# %% ../../nbs/cli/03_runs.ipynb #0fe41604
+def _typed(notebook: Path, parameters: dict[str, Any]) -> str:
+    "Return the command of a run."
+    words = (w for k, v in parameters.items() for w in ("-p", k, str(v)))
+    return shlex.join(["mlkit", "run", str(notebook), *words])
+
 # %% ../../nbs/cli/03_runs.ipynb #7b7a9e7c
 @app.command("run")
-@_command
+@command
 def run_command(
-    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged parameters.")],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="KEY VALUE", help="A parameter of the notebook; repeatable."),
-    ] = None,
+    load: Load,
+    notebook: Notebook,
+    parameter: Parameters = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,144 +157,56 @@ def run_command(
     html: Annotated[
         bool, typer.Option("--html", help="Keep each executed notebook as HTML too.")
     ] = False,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Execute a notebook with parameters, or with a grid of them; all is kept in runs/."
     from mlkit.config import MlkitError
-    from mlkit.runs.execute import check_parameters, expand, find_parameters, render_html, run_grid
+    from mlkit.runs.execute import expand, find_parameters, render_html, run_grid
+    from mlkit.runs.search import search
 
-    settings = _load(set_, accelerator=accelerator, address=address)
-    defaults = find_parameters(notebook)
-    given = dict(p.partition("=")[::2] for p in parameter or [])
+    settings = load(accelerator=accelerator, address=address)
+    defaults, given, again = find_parameters(notebook), parameters_of(parameter), again or not grid
     if trials and (on == "kaggle" or not grid):
         raise MlkitError("--search needs the space as --grid, and --on local or ray")
-    if trials:
-        combinations = []
-    elif grid:
-        combinations = expand(given, _axes(grid), defaults)
+    axes = _axes(grid or [])
+    combinations = [] if trials else expand(given, axes, defaults)
+    if on == "kaggle":
+        records = _on_kaggle(notebook, combinations, settings, jobs or 1, again)
     else:
-        combinations = [check_parameters(given, defaults)]
-    with _stdout_to_stderr(json_):
-        if on == "kaggle":
-            from mlkit.kaggle.client import Account
-            from mlkit.kaggle.grid import send
-
-            account = Account(settings.kaggle)
-            done_too = again or not grid
-            records = send(
-                notebook, combinations, settings, account, _say, jobs=jobs or 1, again=done_too
-            )
-        else:
-            known = functools.cache(lambda source: _fingerprint(source, settings))
-            there = None if again or not grid else lambda p: known(p.get("source", ""))
-            with _place(settings, on, jobs) as how:
-                if trials:
-                    from mlkit.runs.search import search
-
-                    how |= {"fingerprint": there, "trials": trials, "metric": metric}
-                    records = search(notebook, given, _axes(grid), defaults, settings, **how)
-                else:
-                    records = run_grid(notebook, combinations, settings, fingerprint=there, **how)
-    for record in records:
-        if html and (kept := record.folder / "notebook.ipynb").is_file():
+        known = functools.cache(lambda source: _fingerprint(source, settings))
+        there = None if again else lambda p: known(p.get("source", ""))
+        with _place(settings, on, jobs) as how:
+            how["fingerprint"] = there
+            if trials:
+                how |= {"trials": trials, "metric": metric}
+                records = search(notebook, given, axes, defaults, settings, **how)
+            else:
+                records = run_grid(notebook, combinations, settings, **how)
+    for kept in (r.folder / "notebook.ipynb" for r in records if html):
+        if kept.is_file():
             render_html(kept)
-    failed = [r for r in records if r.status not in ("done", "stopped")]
-    if json_ or len(records) > 1 or not failed:
-        _show_runs(records, json_, metric, ordered=True)
-    if trials and not json_:
-        words = (w for k, v in records[0].parameters.items() for w in ("-p", k, str(v)))
-        print("Best:", shlex.join(["mlkit", "run", str(notebook), *words]))
-    if failed and json_:
-        raise typer.Exit(1)
-    if failed:
-        count = f"{len(failed)} of {len(records)} runs failed:\n" if len(records) > 1 else ""
-        raise MlkitError(count + "\n".join(r.error for r in failed))
+    return _finished(records, metric, _typed(notebook, records[0].parameters) if trials else "")
 
-
-@contextmanager
-def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str, Any]]:
-    "Yield how many runs work at the same time, and what begins one where it is not this machine."
-    if on == "local":
-        yield {"jobs": jobs or 1}
-        return
-    from mlkit.cluster.connect import joined, room
-    from mlkit.cluster.runs import Nodes
-
-    with joined(settings) as ray:
-        jobs = jobs or settings.ray.at_once or room(ray, settings)
-        yield {"jobs": jobs, "start": Nodes(ray, settings)}
-
-
-def _axes(words: Sequence[str]) -> dict[str, list[str]]:
-    from mlkit.config import SettingsError
-
-    axes: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, values = word.partition("=")
-        if not equals or name in axes:
-            raise SettingsError(f"--grid {word!r}: write it once for each parameter, as KEY=V1,V2")
-        axes[name] = [v for v in values.split(",") if v]
-    return axes
-
-
-def _fingerprint(source: str, settings: "Settings") -> str:
-    "Return the fingerprint of a notebook's data as it is now; none when it names none."
-    if source:
-        section = settings.data.model_copy(update={"source": source})
-        settings = settings.model_copy(update={"data": section})
-    if not settings.data.source:
-        return ""
-    return _task(settings).data.audit(settings.data.source, settings).fingerprint
-
-
+# %% ../../nbs/cli/03_runs.ipynb #fa6701e5
 @app.command()
-@_command
+@command
 def runs(
+    load: Load,
     sort: Annotated[
         str, typer.Option(help="Metric, best first, or started, newest first.")
     ] = "accuracy",
     plot: Annotated[
         Path | None, typer.Option(help="Draw the metric by epoch into this .png, .svg or .pdf.")
     ] = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "The table of runs."
-    from mlkit.runs.record import list_runs, plot_runs
+    from mlkit.runs.record import falls, list_runs, plot_runs
 
-    found = list_runs(_load(set_).paths.runs)
-    _show_runs(found, json_, sort)
+    records, metric = list_runs(load().paths.runs), "accuracy" if sort == "started" else sort
     if plot:
-        plot_runs(found, "accuracy" if sort == "started" else sort, plot)
-
-
-def _show_runs(
-    records: Sequence[Any], as_json: bool, sort: str = "started", *, ordered: bool = False
-) -> None:
-    from mlkit.runs.record import falls, varying
-
-    if sort != "started" and not ordered:
-        less = falls(sort)
+        plot_runs(records, metric, plot)
+    if sort != "started":
+        sign = 1 if falls(sort) else -1
         records = sorted(
-            records,
-            key=lambda r: (sort not in r.metrics, r.metrics.get(sort, 0) * (1 if less else -1)),
+            records, key=lambda r: (sort not in r.metrics, sign * r.metrics.get(sort, 0))
         )
-    if as_json:
-        _print_json([asdict(r) for r in records])
-        return
-    names, metric = varying(records), "accuracy" if sort == "started" else sort
-    rows = [
-        (
-            r.id,
-            r.kind,
-            r.status,
-            f"{r.seconds:.0f} s" if r.seconds is not None else "",
-            *(r.parameters.get(n, "") for n in names),
-            f"{r.metrics[metric]:.4f}" if metric in r.metrics else "",
-        )
-        for r in records
-    ]
-    _table("", ("run", "kind", "status", "took", *names, metric), rows)
+    return Result([asdict(r) for r in records], _table_of(records, metric))

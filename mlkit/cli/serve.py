@@ -6,16 +6,17 @@
 __all__ = ['serve']
 
 # %% ../../nbs/cli/07_serve.ipynb #a7338dcd
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from .app import Address, Debug, Json, Set, _command, _load, _print_json, app
+from .app import Address, Json, Load, app, command, print_json
 
 # %% ../../nbs/cli/07_serve.ipynb #ece4e22a
 @app.command()
-@_command
+@command
 def serve(
+    load: Load,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -30,18 +31,14 @@ def serve(
         typer.Option("--on", help="Where the models are held and computed."),
     ] = "local",
     address: Address = None,
-    set_: Set = None,
     json_: Json = False,
-    debug: Debug = False,
 ) -> None:
     "Serve models over HTTP until Ctrl-C."
     from mlkit.api.server import announce
     from mlkit.api.server import serve as serve_models
 
-    def announce_json(url: str, facts: dict[str, Any]) -> None:
-        _print_json({"url": url} | facts)
-
-    settings = _load(set_, host=host, port=port, processes=workers, address=address)
+    settings = load(host=host, port=port, processes=workers, address=address)
     if on == "ray":
         from mlkit.cluster.serve import serve_on_ray as serve_models
-    serve_models(settings, models or [], announce=announce_json if json_ else announce)
+    announce = (lambda url, facts: print_json({"url": url} | facts)) if json_ else announce
+    serve_models(settings, models or [], announce=announce)

@@ -15,19 +15,16 @@ import typer
 from mlkit.cli.app import (
     Accelerator,
     Address,
-    Debug,
-    Json,
+    Load,
     Name,
     On,
-    Set,
+    Result,
+    Table,
     Weights,
-    _command,
-    _load,
     _me,
-    _print_json,
-    _stdout_to_stderr,
-    _table,
     app,
+    command,
+    show,
 )
 from .kaggle import _pipeline_on_kaggle
 from ..main import pipeline
@@ -36,60 +33,88 @@ if TYPE_CHECKING:
     from mlkit.config import Settings
 
 # %% ../../nbs/cli/02_train.ipynb #e2693123
+def _described(stage: str, result: Any) -> str | Table:
+    "Return what a person reads of a stage of `mlkit.main.pipeline`."
+    match stage:
+        case "task":
+            return "Task: {}, because: {}".format(*result)
+        case "audit":
+            return Table(f"Audit of {result.source}", ("", ""), result.rows())
+        case "model":
+            return f"Model: {result}"
+        case "fit":
+            how = "found" if result.lr_found else "given"
+            early = ", stopped early" if result.stopped_early else ""
+            return f"Fit: {result.epochs} epochs in {result.seconds:.0f} s, best {result.best_epoch}{early}, learning rate {result.lr:.2g} ({how}), {result.precision} on {result.device}"
+        case "evaluation":
+            return f"Evaluation: {result.headline}"
+        case "report":
+            return f"Doubts: {len(result.suspects)} labels likely wrong, {len(result.duplicates)} validation pictures nearly in train (leakage)"
+    p = result.manifest.parity
+    return f"Bundle: {result.name}@{result.version}; greatest difference from the Learner {p.max_difference:.1e} on {p.examples} examples"
+
+
 def _tell(stage: str, result: Any) -> None:
-    if stage == "task":
-        print("Task: {}, because: {}".format(*result))
-    elif stage == "audit":
-        _table(f"Audit of {result.source}", ("", ""), result.rows())
-    elif stage == "model":
-        print(f"Model: {result}")
-    elif stage == "fit":
-        how = "found" if result.lr_found else "given"
-        early = ", stopped early" if result.stopped_early else ""
-        print(
-            f"Fit: {result.epochs} epochs in {result.seconds:.0f} s, best {result.best_epoch}{early}, learning rate {result.lr:.2g} ({how}), {result.precision} on {result.device}"
-        )
-    elif stage == "evaluation":
-        print(f"Evaluation: {result.headline}")
-    elif stage == "report":
-        print(
-            f"Doubts: {len(result.suspects)} labels likely wrong, {len(result.duplicates)} validation pictures nearly in train (leakage)"
-        )
-    elif stage == "version":
-        p = result.manifest.parity
-        print(
-            f"Bundle: {result.name}@{result.version}; greatest difference from the Learner {p.max_difference:.1e} on {p.examples} examples"
-        )
+    show(_described(stage, result))
+
+# %% ../../nbs/cli/02_train.ipynb #898fa022
+_EXAMPLES = typer.Argument(help="Folder, CSV, sklearn:digits or kaggle:owner/dataset.")
+
+
+def _train(settings: "Settings", *, promote: bool, on: str = "local") -> Result:
+    done = pipeline(settings=settings, promote=promote, on=on, tell=_tell)
+    ref = done.name if promote else f"{done.name}@{done.version}"
+    return Result(
+        done.to_dict(),
+        f"{'Promoted' if promote else 'Added'}: {done.bundle}",
+        f"Report: {done.run / 'report' / 'card.md'}",
+        f"Serve it: {_me()} serve {ref}",
+    )
 
 # %% ../../nbs/cli/02_train.ipynb #01795993
 @app.command("pipeline")
-@_command
+@command
 def pipeline_command(
-    data: Annotated[
-        str | None, typer.Argument(help="Folder, CSV, sklearn:digits or kaggle:owner/dataset.")
-    ] = None,
+    load: Load,
+    data: Annotated[str | None, _EXAMPLES] = None,
     name: Name = None,
     weights: Weights = None,
     on: On = "local",
     accelerator: Accelerator = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "Audit, train, evaluate, export and promote."
-    settings = _load(set_, source=data, name=name, weights=weights, accelerator=accelerator)
+    settings = load(source=data, name=name, weights=weights, accelerator=accelerator)
     if on == "kaggle":
-        _pipeline_on_kaggle(settings, json_)
-    else:
-        _train(data, name, settings, json_, promote=True)
+        return _pipeline_on_kaggle(settings)
+    return _train(settings, promote=True)
 
+# %% ../../nbs/cli/02_train.ipynb #4c700a82
+def _recorded(
+    word: str,  # id of a run, its folder or the checkpoint
+    root: Path,  # folder of the runs
+) -> tuple[dict[str, Any], Path]:
+    "Return what a run was told, by `section.key`, and its checkpoint."
+    from mlkit.config import MlkitError
 
+    found = next((p for p in (root / word, Path(word)) if p.exists()), None)
+    if found is None:
+        raise MlkitError(f"there is no run {word!r} in {root}; `mlkit runs` lists those there are")
+    checkpoint = found / "checkpoints/last.pth" if found.is_dir() else found
+    if not checkpoint.is_file():
+        raise MlkitError(
+            f"{found} has no {checkpoint.relative_to(found)}: its fit has ended, or never began"
+        )
+    told = checkpoint.absolute().parents[1] / "settings.json"
+    record = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    sections = ("data", "model", "train")
+    return {f"{s}.{k}": v for s in sections for k, v in record.get(s, {}).items()}, checkpoint
+
+# %% ../../nbs/cli/02_train.ipynb #4a7ce0f5
 @app.command()
-@_command
+@command
 def train(
-    data: Annotated[
-        str | None, typer.Argument(help="Folder, CSV, sklearn:digits or kaggle:owner/dataset.")
-    ] = None,
+    load: Load,
+    data: Annotated[str | None, _EXAMPLES] = None,
     name: Name = None,
     arch: Annotated[
         str | None, typer.Option(help="Architecture: a torchvision or timm name.")
@@ -109,95 +134,34 @@ def train(
         ),
     ] = "local",
     address: Address = None,
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     "The same without promotion: production stays as it is."
-    given = {
-        "data.source": data,
-        "model.name": name,
-        "model.arch": arch,
-        "train.epochs": epochs,
-        "data.size": size,
-        "model.weights": weights,
-        "ray.address": address,
-    }
-    given = {k: v for k, v in given.items() if v is not None}
-    settings = _load(set_, **(_recorded(resume, set_) | given if resume else given))
-    _train(data, name, settings, json_, promote=False, on=on)
+    told, checkpoint = _recorded(resume, load().paths.runs) if resume else ({}, None)
+    given = {"source": data, "name": name, "arch": arch, "epochs": epochs, "size": size}
+    settings = load(told, **given, weights=weights, resume=checkpoint, address=address)
+    return _train(settings, promote=False, on=on)
 
-
-def _recorded(word: str, assignments: list[str] | None) -> dict[str, Any]:
-    "Return what a run was told, and its checkpoint; `word` is its id, its folder or the checkpoint."
-    from mlkit.config import MlkitError
-
-    root = _load(assignments).paths.runs
-    found = next((p for p in (root / word, Path(word)) if p.exists()), None)
-    if found is None:
-        raise MlkitError(f"there is no run {word!r} in {root}; `mlkit runs` lists those there are")
-    checkpoint = found / "checkpoints/last.pth" if found.is_dir() else found
-    if not checkpoint.is_file():
-        raise MlkitError(
-            f"{found} has no {checkpoint.relative_to(found)}: its fit has ended, or never began"
-        )
-    told = checkpoint.absolute().parents[1] / "settings.json"
-    record = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    changed = {a.partition("=")[0].strip() for a in assignments or []}
-    keys = {f"{s}.{k}": v for s in ("data", "model", "train") for k, v in record.get(s, {}).items()}
-    return {k: v for k, v in keys.items() if k not in changed} | {"train.resume": checkpoint}
-
-
-def _train(
-    data: str | None,
-    name: str | None,
-    settings: "Settings",
-    as_json: bool,
-    *,
-    promote: bool,
-    on: str = "local",
-) -> None:
-    with _stdout_to_stderr(as_json):
-        done = pipeline(settings=settings, promote=promote, on=on, tell=_tell)
-    if as_json:
-        _print_json(done.to_dict())
-        return
-    ref = done.name if promote else f"{done.name}@{done.version}"
-    print(
-        f"{'Promoted' if promote else 'Added'}: {done.bundle}\nReport: {done.run / 'report' / 'card.md'}\nServe it: {_me()} serve {ref}"
-    )
-
-
+# %% ../../nbs/cli/02_train.ipynb #51bf8346
 @app.command()
-@_command
-def data(
-    data: Annotated[
-        str, typer.Argument(help="Folder, CSV, sklearn:digits or kaggle:owner/dataset.")
-    ],
-    set_: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+@command
+def data(load: Load, data: Annotated[str, _EXAMPLES]) -> Result:
     "Audit the examples, and nothing else."
+    from mlkit.config import listed
     from mlkit.preprocess.source import DataError
     from mlkit.tasks.task import infer_task
 
-    settings = _load(set_, source=data)
+    settings = load(source=data)
     task, reason = infer_task(settings)
-    found = task.data.audit(settings.data.source, settings)
-    if not json_:
-        _tell("task", (task.name, reason))
-        _tell("audit", found)
-        for name, problem in list(found.quarantine.items())[:20]:
-            print(f"unreadable: {name}: {problem}")
+    audit, error = task.data.audit(settings.data.source, settings), None
     try:
-        task.data.split(found, settings)
-        missing = None
+        task.data.split(audit, settings)
     except DataError as e:
-        missing = str(e)
-        if not json_:
-            raise
-    if json_:
-        _print_json(found.to_dict() | {"task": task.name, "too_little": missing})
-        if missing:
-            raise typer.Exit(1)
+        error = e
+    bad = [f"unreadable: {name}: {problem}" for name, problem in audit.quarantine.items()]
+    return Result(
+        audit.to_dict() | {"task": task.name, "too_little": error and str(error)},
+        _described("task", (task.name, reason)),
+        _described("audit", audit),
+        *([listed(bad, 20, "\n")] if bad else []),
+        error=error,
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
-from ..config import MlkitError
+from ..config import MlkitError, listed
 from .pickle_scan import Inspection, inspect
 from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
@@ -58,9 +58,7 @@ def _gather(
 ) -> None:
     "Copy the files there in order; raise `ForeignError` when there is none or one is missing."
     if lost := [str(p) for p in inputs if not p.exists()]:
-        raise ForeignError(
-            f"the inputs {', '.join(map(repr, lost[:10]))} ({len(lost)} in all) do not exist"
-        )
+        raise ForeignError(f"the inputs {listed(lost, word=repr)} do not exist")
     folders = (
         (p, sorted(f for f in p.rglob("*") if f.is_file()) if p.is_dir() else [p]) for p in inputs
     )
@@ -147,7 +145,7 @@ def _rewritten(
             for p in [left, *left.rglob("*")]
             if p.is_symlink() or not (p.is_file() or p.is_dir())
         ]:
-            raise BundleError(f"{odd[:10]} are no files", odd)
+            raise BundleError(f"{listed(odd, word=repr)} are no files", odd)
         manifest = verify_bundle(left)
         files = {
             n: left / n for n in manifest.files if n == "model.onnx" or n.startswith("golden/")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import sha256_of
-from ..config import MlkitError
+from ..config import MlkitError, listed
 
 # %% ../../nbs/convert/01_pickle_scan.ipynb #080e607d
 class _Name(str):
@@ -57,9 +57,10 @@ def _said(value: Any, depth: int = 4) -> str:  # as short as it must be: a pickl
         return str(value)
     if isinstance(value, _Call) and depth:
         args = value.args if isinstance(value.args, tuple) else ("…",)
-        return f"{_said(value.function, depth - 1)}({', '.join(_said(a, depth - 1) for a in args[:6])})"
+        said = listed(args, 6, word=lambda a: _said(a, depth - 1))
+        return f"{_said(value.function, depth - 1)}({said})"
     if isinstance(value, (tuple, list)) and depth:
-        return f"[{', '.join(_said(v, depth - 1) for v in value[:6])}]"
+        return f"[{listed(value, 6, word=lambda v: _said(v, depth - 1))}]"
     return "…"
 
 # %% ../../nbs/convert/01_pickle_scan.ipynb #310bfe30
@@ -228,12 +229,12 @@ def _obstacles(
     "Yield why this cannot be opened here, and what to do."
     if left := [n.removeprefix("__main__.") for n in names if n.module == "__main__"]:
         yield (
-            f"it needs {_listed(left)} of the notebook or script that it was made in, and does not hold them: export it again with "
+            f"it needs {listed(left)} of the notebook or script that it was made in, and does not hold them: export it again with "
             "fastai 2.8 or newer, or move them to a module that is installed here"
         )
     if old := [n for n in names if n.module in ("fastcore.transform", "fastcore.dispatch")]:
         yield (
-            f"it was made by a fastai older than 2.8 ({_listed(old)}), and here is fastai {_version('fastai')}, which cannot read it: "
+            f"it was made by a fastai older than 2.8 ({listed(old)}), and here is fastai {_version('fastai')}, which cannot read it: "
             "import it where an older one is installed, or export it again from a newer one"
         )
     modules = dict.fromkeys(
@@ -241,12 +242,12 @@ def _obstacles(
     )
     if absent := [m for m in modules if not _spec(m)]:
         yield (
-            f"it needs what is not installed here: {_listed(absent)}; install that in the version that the export was made with "
+            f"it needs what is not installed here: {listed(absent)}; install that in the version that the export was made with "
             "(fastai.basic_train and the like are of fastai 1, which no newer one reads)"
         )
     if others := {p for code in codes if (p := _python_of(code)) not in (None, _HERE)}:
         yield (
-            f"it brings functions compiled by Python {_listed(sorted(others))}, and this is Python {sys.version_info.major}."
+            f"it brings functions compiled by Python {listed(sorted(others))}, and this is Python {sys.version_info.major}."
             f"{sys.version_info.minor}, which would crash on them: import it under that Python, or export it again under this one"
         )
 
@@ -256,11 +257,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _listed(items: list[Any]) -> str:
-    more = f" and {len(items) - 10} more" if len(items) > 10 else ""
-    return ", ".join(map(str, items[:10])) + more
 
 # %% ../../nbs/convert/01_pickle_scan.ipynb #778f153a
 class PickleError(MlkitError):
@@ -318,7 +314,7 @@ def _pickles(
             with zipfile.ZipFile(f) as archive:
                 found = [i for i in archive.infolist() if i.filename.endswith(".pkl")]
                 if [i.filename.rpartition("/")[2] for i in found] != ["data.pkl"]:
-                    said = _listed([i.filename[:80] for i in found]) or "none"
+                    said = listed([i.filename[:80] for i in found]) or "none"
                     raise PickleError(
                         f"{path.name} is a zip with other pickles than one data.pkl: {said}; torch.save writes one",
                         "zip",
@@ -397,9 +393,6 @@ def _is_code(call: _Call) -> bool:
 
 def _function(code: tuple[Any, ...]) -> str:
     name = code[12] if isinstance(code[12], str) else code[11]
-    used = (
-        ", ".join(n for n in code[8][:12] if isinstance(n, str))
-        if isinstance(code[8], tuple)
-        else "…"
-    )
-    return f"{str(name)[:80]} (uses {used[:200] or 'nothing'})"
+    names = code[8] if isinstance(code[8], tuple) else ("…",)
+    used = listed([n[:40] for n in names if isinstance(n, str)], 12)
+    return f"{str(name)[:80]} (uses {used or 'nothing'})"

@@ -21,7 +21,7 @@ import torch
 from fastai.learner import Learner, load_learner
 
 from ..bundle.manifest import InputError, ManyLabels, Mask, Numbers, OneLabel, Output
-from ..config import MlkitError
+from ..config import MlkitError, listed
 from ..export.bundle import export
 from ..inference.inputs import Inputs, Strings
 from ..inference.masks import default_palette
@@ -70,7 +70,7 @@ def _open(
     here = f"here are fastai {fastai.__version__}, torch {torch.__version__} and Python {sys.version.split()[0]}"
     if gone := _gone(names):
         raise ConvertError(
-            f"other versions made it: it needs {', '.join(gone[:10])}, and {here}, which have no such names"
+            f"other versions made it: it needs {listed(gone)}, and {here}, which have no such names"
         )
     pathlib.WindowsPath = pathlib.PosixPath
     sys.modules.setdefault("pathlib._local", pathlib)
@@ -133,7 +133,7 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
             bad.append(str(e))
     if not good:
         raise ConvertError(
-            f"none of the {len(bad)} inputs can be asked of it: {'; '.join(bad[:10])}"
+            f"none of the {len(bad)} inputs can be asked of it: {listed(bad, sep='; ')}"
         )
     return good
 

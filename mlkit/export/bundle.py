@@ -23,6 +23,7 @@ from fastai.learner import Learner
 from onnxscript import ir
 
 from ..bundle.manifest import Golden, InputError, Int8, OneLabel, Output, Parity, write_bundle
+from ..config import listed
 from .quantize import QuantizeError, quantize
 from ..inference.predictor import GRAPHS, Predictor, difference
 from ..model.outputs import ExportError, output_kind
@@ -89,7 +90,7 @@ def parity(
     kind, vocab = predictor.manifest.output.kind, predictor.manifest.vocab
     if kind != "mask" and ours.shape[1:] != (len(vocab),):
         said = f"the network gives {ours.shape[1:]} numbers, and there are {len(vocab)} labels"
-        raise ExportError(f"{said} ({', '.join(vocab[:10])})", "vocab")
+        raise ExportError(f"{said} ({listed(vocab)})", "vocab")
     if kind == "mask":
         off = float((ours != theirs).mean(axis=(1, 2)).max())
         return Parity(examples=len(items), max_difference=off, labels_equal=off <= _OFF[kind])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..bundle.manifest import Input
-from ..config import MlkitError, nearest
+from ..config import MlkitError, listed, nearest
 
 # %% ../../nbs/inference/10_inputs.ipynb #81ef69b8
 class BatchError(MlkitError):
@@ -207,8 +207,9 @@ class Inputs:
         files = [s for s in self.sources if s != "-" and not isinstance(s, _Table)]
         missing = [str(s) for s in files if not s.exists()]
         if missing:
-            count = f"{len(missing)} of {len(self.sources)} inputs do not exist"
-            raise BatchError(f"{count}: {', '.join(missing[:10])}")
+            raise BatchError(
+                f"{len(missing)} of {len(self.sources)} inputs do not exist: {listed(missing)}"
+            )
         tables = [s for s in self.sources if isinstance(s, _Table)]
         self.lacking: dict[str, list[str]] = {}  # table → columns of the model that it has not
         for table in tables:
@@ -276,9 +277,9 @@ class Inputs:
         wanted = [c.name for c in self.spec.columns]
         lacking = [name for name in wanted if name not in table.names]
         if lacking == wanted:
-            has = ", ".join(table.names[:20]) or "nothing"
-            said = f"{table.name} has none of the model's columns {', '.join(wanted[:20])}"
-            raise BatchError(f"{said}; it has {has}")
+            raise BatchError(
+                f"{table.name} has none of the model's columns {listed(wanted, 20)}; it has {listed(table.names, 20) or 'nothing'}"
+            )
         if lacking:
             self.lacking[table.name] = lacking
 

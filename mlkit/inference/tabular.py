@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import Category, Column, InputError, Number, TableInput
+from ..config import listed
 from .reader import Reader
 
 # %% ../../nbs/inference/02_tabular.ipynb #25e981ea
@@ -180,7 +181,7 @@ class RowReader(Reader):
             i, found = next(
                 (f for f in faults if f[1]), (0, ["a value is too far from training's"])
             )
-            raise InputError(_listed(found), kind="invalid", index=i)
+            raise InputError(listed(found, sep="; "), kind="invalid", index=i)
         return batch, [None] * len(inputs)
 
     def _read(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
@@ -272,7 +273,7 @@ class RowReader(Reader):
                     else None
                 )
             found += [f"{place}{name}: {fault}"] if fault else []
-        known = ", ".join(self.names[:50])
+        known = listed(self.names, 50)
         unknown = sorted(map(str, row.keys() - self.kinds.keys()))
         return found + [f"{place}{n[:64]}: no such column (there is: {known})" for n in unknown]
 
@@ -290,7 +291,7 @@ class RowReader(Reader):
     ) -> dict[str, Any]:
         "Return the row; raise `InputError` naming every column that is wrong."
         if faults := self.faults(instance, f"{place}."):
-            raise InputError(_listed(faults), kind="invalid")
+            raise InputError(listed(faults, sep="; "), kind="invalid")
         return instance
 
     def from_text(
@@ -325,7 +326,7 @@ class RowReader(Reader):
         "Return the row with values of the columns' types, without columns that are none of the model's; raise `InputError`."
         typed = {n: _typed(row[n], kind) for n, kind in self.kinds.items() if row.get(n)}
         if faults := self.faults(typed):
-            raise InputError(_listed(faults), kind="invalid")
+            raise InputError(listed(faults, sep="; "), kind="invalid")
         return {n: v for n, v in typed.items() if v is not None}
 
     def from_file(
@@ -365,18 +366,10 @@ class RowReader(Reader):
             for v in c.vocab
         ]
         if vocab and column.type != "boolean":
-            more = ", …" if len(vocab) > 20 else ""
-            said["description"] = (
-                f"in training: {', '.join(vocab[:20])}{more}; others count as unseen"
-            )
+            said["description"] = f"in training: {listed(vocab, 20)}; others count as unseen"
         if column.example is not None:
             said["examples"] = [column.example]
         return said if column.name in self.needed else {"anyOf": [said, {"type": "null"}]}
-
-
-def _listed(faults: Sequence[str]) -> str:
-    more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-    return "; ".join(faults[:10]) + more
 
 
 _SCHEMA = {

@@ -37,7 +37,7 @@ from fastai.vision.models.unet import DynamicUnet
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from ..config import MlkitError, Settings, nearest
+from ..config import MlkitError, Settings, listed, nearest
 from ..preprocess.cache import targets_of
 from ..preprocess.source import find_mount
 
@@ -200,9 +200,8 @@ def _check_fit(state: dict, wanted: dict, name: str, origin: str) -> None:
         elif have is not None and have != tuple(tensor.shape):
             wrong[key] = f"{key} is {have}, the architecture has {tuple(tensor.shape)}"
     if wrong:
-        first = "; ".join(list(wrong.values())[:3])
         raise ModelFileError(
-            f"{origin} are not those of {name!r}: {len(wrong)} of {len(wanted)} layers differ: {first}. "
+            f"{origin} are not those of {name!r}: {len(wrong)} of {len(wanted)} layers differ: {listed(wrong.values(), 3, '; ')}. "
             "Give the weights of this architecture, or set model.arch to theirs",
             tuple(wrong),
         )

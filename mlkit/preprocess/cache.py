@@ -33,13 +33,12 @@ from fastai.vision.augment import Resize
 from fastai.vision.core import PILBase
 from fastcore.basics import GetAttr, chunked
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
 
 from ..bundle.files import write_whole
 from ..config import MlkitError, Settings
 from .views import Views, find_views
+from ..progress import progress
 
 # %% ../../nbs/preprocess/07_cache.ipynb #040774ad
 class CacheError(MlkitError):
@@ -113,11 +112,10 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 
 def _write(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarray]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
-    with write_whole(path, durable=True) as part, open(part, "wb") as f:
+    with write_whole(path, durable=True) as part, open(part, "wb") as f, progress() as bar:
         np.lib.format.write_array_header_1_0(f, header)
-        for picture in track(pictures, "Keeping pictures", shape[0], **bar):
-            f.write(picture.tobytes())
+        for image in bar.track(pictures, shape[0], description="Keeping images"):
+            f.write(image.tobytes())
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:

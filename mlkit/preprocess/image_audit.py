@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ImageRecord', 'audit', 'ImageAudit']
 
-# %% ../../nbs/preprocess/02_image_audit.ipynb #8e17b63f
+# %% ../../nbs/preprocess/02_image_audit.ipynb #35173c02
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +18,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from ..config import Settings
 from .audit import FileAudit, Record, rows_of_files
 from .image_source import read_source
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import Example
+from ..progress import progress
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #d6d72c3f
 @dataclass(frozen=True)
@@ -95,11 +93,9 @@ def audit(
 ) -> "ImageAudit":
     "Return what is in the source, every file read; progress is shown in a terminal."
     found = read_source(source, settings)
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool, progress() as bar:
         seen = pool.map(_look, found.examples)
-        console, show = Console(stderr=True), sys.stderr.isatty()
-        bar = {"console": console, "disable": not show, "transient": True}
-        records = tuple(track(seen, "Reading", len(found.examples), **bar))
+        records = tuple(bar.track(seen, len(found.examples), description="Reading"))
     if found.task == MASKS:
         records = _in_range(records, found.names)
     return ImageAudit(source, records, found.task, (found.reason,), found.names, found.notes)

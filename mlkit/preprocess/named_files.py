@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import DataSettings
+from ..config import DataSettings, listed
 from mlkit.preprocess.source import (
     HELD,
     DataError,
@@ -374,12 +374,12 @@ def _check_missing(path: Path, cells: Sequence[str], paths: Sequence[Path | None
     bare = [str(i) for i, c in enumerate(cells, 2) if not c]
     if bare:
         raise DataError(
-            f"{path} names no file in {len(bare)} lines, such as {', '.join(bare[:10])}; fill them in or remove them"
+            f"{path} names no file in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
         )
     missing = [c for c, p in zip(cells, paths, strict=True) if p is None]
     if missing:
         raise DataError(
-            f"{path} names {len(missing)} of {len(cells)} files that do not exist: {', '.join(missing[:10])}",
+            f"{path} names {len(missing)} of {len(cells)} files that do not exist: {listed(missing)}",
             missing,
         )
 
@@ -422,7 +422,7 @@ def _examples(
     bare = [str(i) for i, e in enumerate(examples, 2) if learned.task == CLASS and not e.label]
     if bare:
         raise DataError(
-            f"{path} has no label in {len(bare)} lines, such as {', '.join(bare[:10])}; fill them in or remove them"
+            f"{path} has no label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
         )
     kept, more = _settled(examples)
     return Examples(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ..config import MlkitError, Settings
+from ..config import MlkitError, Settings, listed
 from .samples import write_digits
 
 # %% ../../nbs/preprocess/01_source.ipynb #c4fcc6d6
@@ -54,7 +54,7 @@ def find_mount(
             f"`mlkit kaggle get {owner}/{name} --to FOLDER` and give FOLDER"
         )
     top = next((p for p in places if p.is_dir()), mount)
-    there = ", ".join(sorted(p.relative_to(mount).as_posix() for p in top.glob("*"))[:20])
+    there = listed(sorted(p.relative_to(mount).as_posix() for p in top.glob("*")), 20)
     raise DataError(
         f"{ref!r} is not among this kernel's data sources; {top} holds: {there or 'nothing'}"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..config import DataSettings, Settings
+from ..config import DataSettings, Settings, listed
 from .audit import FileAudit
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import DataError
@@ -209,8 +209,8 @@ def _too_few(found: FileAudit, few: Mapping[str, int], least: int) -> str:
     where = " in train/" if found.parts else ""
     if "" in few:
         return f"{found.source!r} has {few['']} different examples to learn from{where}, and data.min_examples is {least}"
-    listed = ", ".join(f"{label} ({n})" for label, n in list(few.items())[:10])
-    return f"{len(few)} of {len(found.labels)} classes have fewer than {least} different examples{where}: {listed}"
+    counted = listed([f"{label} ({n})" for label, n in few.items()])
+    return f"{len(few)} of {len(found.labels)} classes have fewer than {least} different examples{where}: {counted}"
 
 
 def _commonest(found: FileAudit) -> str:
@@ -235,6 +235,6 @@ def _check_parts(found: FileAudit) -> None:
         alone = [f"{label} ({n})" for label, n in counts.items() if n and not others.get(label)]
         if alone:
             raise DataError(
-                f"{found.source!r}: {', '.join(alone[:10])} is in {part} alone and cannot {what}; "
+                f"{found.source!r}: {listed(alone)} is in {part} alone and cannot {what}; "
                 f"leave it out with data.ignore={alone[0].rpartition(' (')[0]}, or add examples to the other part"
             )

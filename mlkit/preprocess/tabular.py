@@ -19,7 +19,7 @@ from fastai.data.transforms import Normalize
 from fastai.tabular.core import Categorify, FillMissing, TabDataLoader, TabularPandas, add_datepart
 from fastai.torch_core import set_seed
 
-from ..config import Settings
+from ..config import Settings, listed
 from .columns import type_of
 from .source import DataError
 from .split import Split, hold_out, latest
@@ -118,7 +118,7 @@ def _check_parts(found: TabularAudit, train: pd.DataFrame, valid: pd.DataFrame, 
         taught = set(train[found.target.targets[0]].map(to_label))
         if lost := [label for label in found.labels if label not in taught]:
             raise DataError(
-                f"{found.source!r}: by its column {column} no row of {', '.join(lost[:10])} is there to learn from"
+                f"{found.source!r}: by its column {column} no row of {listed(lost)} is there to learn from"
             )
 
 
@@ -132,11 +132,11 @@ def _check_enough(found: TabularAudit, least: int) -> None:
     counts, name = found.count(), found.target.targets[0]
     few = {label: n for label, n in counts.items() if n < least}
     if len(counts) < 2 or few:
-        listed = ", ".join(f"{label} ({n})" for label, n in list((few or counts).items())[:10])
+        counted = listed([f"{label} ({n})" for label, n in (few or counts).items()])
         numbers = type_of(found.usable[name]) == "number"
         other = " If they are amounts, set data.task=table-regression." if numbers else ""
         raise DataError(
-            f"{len(few)} of {len(counts)} classes of {name!r} have fewer than {least} rows: {listed}.{other} "
+            f"{len(few)} of {len(counts)} classes of {name!r} have fewer than {least} rows: {counted}.{other} "
             "At least two classes are needed: add rows, remove the class, lower data.min_examples, or set data.target or data.task"
         )
 

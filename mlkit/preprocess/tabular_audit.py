@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..config import Settings
+from ..config import Settings, listed
 from .audit import Audit
 from .columns import _called, read_table, type_of
 from .source import DataError
 from mlkit.preprocess.target import (
     Target,
     _check_columns,
-    _listed,
     find_target,
     held_by,
+    names_of,
     to_label,
 )
 
@@ -197,15 +197,15 @@ class TabularAudit(Audit):
             ("examples", rows),
             *(("decided", reason) for reason in self.reasons),
             *(("left out", f"{name}: {why}") for name, why in self.left_out.items()),
-            ("missing values", _listed_counts(gaps)),
-            ("many different words", _listed_counts(wide)),
+            ("missing values", _counted(gaps)),
+            ("many different words", _counted(wide)),
             ("duplicates", f"{self.duplicates} (split by content, they are never on both sides)"),
             ("rows without a target", str(len(self.quarantine)) if self.quarantine else "none"),
         ]
 
 
-def _listed_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({n})" for name, n in counts.items()) or "none"
+def _counted(counts: dict[str, int]) -> str:
+    return listed([f"{name} ({n})" for name, n in counts.items()], 50) or "none"
 
 
 def row_hashes(
@@ -225,9 +225,9 @@ def audit(
     "Return what is in a table and what will be learned from; raise `DataError` where nothing is left."
     frame, data = read_table(source, settings), settings.data
     target = find_target(frame, settings)
-    keep = _listed(data.keep)
+    keep = names_of(data.keep)
     for key in ("keep", "ignore", "group", "time"):
-        _check_columns(frame, f"data.{key}", _listed(getattr(data, key)))
+        _check_columns(frame, f"data.{key}", names_of(getattr(data, key)))
     others = [c for c in frame if c not in target.targets]
     left = _set_aside(frame, others, keep, settings)
     found = {c: useless(frame[c], c) for c in others if c not in left and c not in keep}
@@ -240,9 +240,9 @@ def audit(
                 f"it alone predicts {target.targets[0]} with {what} {score:.3f}: is it known beforehand?"
             )
     if set(others) <= set(left):
-        listed = "; ".join(f"{c}: {why}" for c, why in list(left.items())[:10])
+        whys = listed([f"{c}: {why}" for c, why in left.items()], sep="; ")
         raise DataError(
-            f"no column is left to learn from ({listed}); name one that is to stay in data.keep"
+            f"no column is left to learn from ({whys}); name one that is to stay in data.keep"
         )
     notes = tuple(frame.attrs.get("notes", ()))
     return TabularAudit(_called(source).strip("'"), frame, target, left, alone, notes)
@@ -253,7 +253,7 @@ def _set_aside(
 ) -> dict[str, str]:
     "Return the columns that the settings, or the split, keep from being learned from."
     data = settings.data
-    left = {c: "as data.ignore says" for c in _listed(data.ignore) if c in others}
+    left = {c: "as data.ignore says" for c in names_of(data.ignore) if c in others}
     if (column := held_by(frame)) in others and column not in keep:
         other = "group" if data.group else "time" if data.time else ""
         left.setdefault(column, f"data.{other} says which rows are held out" if other else PARTS)

@@ -24,6 +24,7 @@ from typing import Any
 import mlkit
 from ..bundle.files import sha256_of, write_whole
 from ..config import MlkitError, Settings, nearest
+from ..progress import progress
 from .record import Run, RunRecord, list_runs, read_history, read_run
 
 # %% ../../nbs/runs/03_execute.ipynb #c84dd4b1
@@ -320,9 +321,9 @@ def run_each(
     "Execute the notebook once for each of `runs`, and yield number and record as each ends; a poor one is stopped."
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
     open_jobs: dict[int, _Job] = {}
-    more = True
+    more, show = True, _Board()
     try:
-        with _Board() as show:
+        with show.bars:
             while more or open_jobs:
                 while more and len(open_jobs) < jobs:
                     if more := (following := next(runs, None)) is not None:
@@ -399,37 +400,23 @@ def _say(text: str) -> None:
 
 class _Board:
     def __init__(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.tasks = {}
-        columns = "{task.description}", BarColumn(), TextColumn("{task.fields[last]}")
-        console = Console(stderr=True)
-        self.live = sys.stderr.isatty()
-        self.bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not self.live)
-
-    def __enter__(self) -> "_Board":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self.tasks, self.bars = {}, progress()
 
     def began(self, job: _Job) -> None:
-        self.tasks[job.run.id] = self.bars.add_task(job.label, total=job.cells, last="")
-        if not self.live:
+        self.tasks[job.run.id] = self.bars.add_task(job.label, total=job.cells)
+        if self.bars.disable:
             _say(f"{job.label}: begun, {job.run.folder}")
 
     def update(self, job: _Job) -> None:
-        if self.live:
+        if not self.bars.disable:
             task, last = self.tasks[job.run.id], read_history(job.run.folder)[-1:]
             said = "  ".join(
                 f"{k} {v:.4g}" for e in last for k, v in e.items() if k not in ("seconds",)
             )
-            self.bars.update(task, completed=job.done_cells(), last=said)
+            self.bars.update(task, completed=job.done_cells(), description=f"{job.label}  {said}")
 
     def ended(self, job: _Job, record: RunRecord) -> None:
         self.update(job)
-        if not self.live:
+        if self.bars.disable:
             metrics = "  ".join(f"{k} {v:.4f}" for k, v in record.metrics.items())
             _say(f"{job.label}: {record.status} after {record.seconds:.0f} s  {metrics}")

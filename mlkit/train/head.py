@@ -7,7 +7,6 @@ __all__ = ['head_learner']
 
 # %% ../../nbs/train/06_head.ipynb #8facfdc0
 import itertools
-import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from ..config import TrainSettings
 from ..preprocess.cache import BatchDL, CachedDataset, targets_of
+from ..progress import progress
 from .callbacks import seed_everything
 from .losses import sampler
 
@@ -101,14 +99,11 @@ def _views(once: Any, count: int, dls: DataLoaders, seed: int) -> Any:
 def _features(network: nn.Module, loaders: Any, precision: str, count: int = 1) -> torch.Tensor:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     half = torch.autocast("cuda", dtype) if dtype else nullcontext()
-    with Progress(
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
+    with progress() as bar, torch.inference_mode(), half:
         task, parts = bar.add_task("Asking the body once", total=None), []
-        with torch.inference_mode(), half:
-            for loader in loaders:
-                bar.update(task, total=count * len(loader))
-                for x, *_ in loader:
-                    parts.append(network(x.as_subclass(torch.Tensor)).float())
-                    bar.advance(task)
+        for loader in loaders:
+            bar.update(task, total=count * len(loader))
+            for x, *_ in loader:
+                parts.append(network(x.as_subclass(torch.Tensor)).float())
+                bar.advance(task)
     return torch.cat(parts)

@@ -7,15 +7,13 @@ __all__ = ['find_lr']
 
 # %% ../../nbs/train/06_lr_finder.ipynb #2bc10e9a
 import math
-import sys
 
 from fastai.callback.core import Callback
 from fastai.callback.schedule import valley
 from fastai.learner import Learner
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import Progress
 
+from ..progress import progress
 from ..runs.record import Run
 
 # %% ../../nbs/train/06_lr_finder.ipynb #7fbe2815
@@ -29,9 +27,7 @@ def find_lr(
     steps: int = 60,  # batches of the range test
 ) -> float:
     "Return the learning rate at the valley of the loss curve, between 5e-4 and 1e-2."
-    with Progress(
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
+    with progress() as bar:
         task = bar.add_task("Looking for a learning rate", total=steps)
         step = Callback(after_batch=lambda _: bar.advance(task))
         with learn.no_bar(), learn.added_cbs(step):
