@@ -17,10 +17,11 @@ import mlkit.tasks.tabular as columns
 import mlkit.tasks.text as texts
 import mlkit.tasks.vision as pictures
 from ..config import Settings, SettingsError, nearest
-from ..evaluate.classification import Evaluation, evaluate
-from ..evaluate.multilabel import MultilabelEvaluation, evaluate_labels
-from ..evaluate.regression import RegressionEvaluation, evaluate_numbers, units_of
-from ..evaluate.segmentation import SegmentationEvaluation, evaluate_masks
+from ..evaluate.base import Evaluation
+from ..evaluate.classification import evaluate
+from ..evaluate.multilabel import evaluate_labels
+from ..evaluate.regression import evaluate_numbers, units_of
+from ..evaluate.segmentation import evaluate_masks
 from ..model.outputs import ExportError, UnsupportedInput, output_kind
 
 # %% ../../nbs/tasks/06_task.ipynb #61246723
@@ -31,7 +32,7 @@ class Task:
     name: str  # as in the manifest
     data: ModuleType  # knows the inputs: audit, split, dataloaders, learner, input_spec, network, …
     output: str  # label, labels, numbers or mask
-    evaluate: Callable[[Learner, Settings], Any]  # gives an evaluation
+    evaluate: Callable[[Learner, Settings], Evaluation]
     epochs: int  # unless `train.epochs` says it
     use: str  # what the card says that the model is for
     defaults: Mapping[str, Mapping[str, Any]] = field(
@@ -59,21 +60,21 @@ def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn)
 
 
-def _evaluate_numbers(learn: Learner, settings: Settings) -> RegressionEvaluation:
+def _evaluate_numbers(learn: Learner, settings: Settings) -> Evaluation:
     names, logs = learn.dls.train_ds.y_names, learn.dls.train_ds.origin.goal.logs
     units = units_of(settings.data.units, names)
     return evaluate_numbers(learn, names=names, units=units, logs=logs)
 
 
-def _evaluate_labels(learn: Learner, settings: Settings) -> MultilabelEvaluation:
+def _evaluate_labels(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate_labels(learn)
 
 
-def _evaluate_masks(learn: Learner, settings: Settings) -> SegmentationEvaluation:
+def _evaluate_masks(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate_masks(learn)
 
 
-def _evaluate_amounts(learn: Learner, settings: Settings) -> RegressionEvaluation:
+def _evaluate_amounts(learn: Learner, settings: Settings) -> Evaluation:
     names = pictures.vocab(learn)
     return evaluate_numbers(learn, names=names, units=units_of(settings.data.units, names))
 
