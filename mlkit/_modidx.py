@@ -2167,6 +2167,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlkit/train/checkpoint.py'),
                                         'mlkit.train.checkpoint.CheckpointCallback.__init__': ( 'train/checkpoint.html#checkpointcallback.__init__',
                                                                                                 'mlkit/train/checkpoint.py'),
+                                        'mlkit.train.checkpoint.CheckpointCallback._average': ( 'train/checkpoint.html#checkpointcallback._average',
+                                                                                                'mlkit/train/checkpoint.py'),
                                         'mlkit.train.checkpoint.CheckpointCallback.after_epoch': ( 'train/checkpoint.html#checkpointcallback.after_epoch',
                                                                                                    'mlkit/train/checkpoint.py'),
                                         'mlkit.train.checkpoint.CheckpointCallback.before_fit': ( 'train/checkpoint.html#checkpointcallback.before_fit',
