@@ -28,7 +28,7 @@ MOVED = {
     "convert": "convert.worker",
     "doubts": "evaluate.data_issues",
     "engine": "inference.engines inference.batcher",
-    "evaluate": "evaluate.classification",
+    "evaluate": "evaluate.classification evaluate.base",
     "export": "export.bundle",
     "express": "model.outputs",
     "fleet": "cluster.serve",
@@ -105,6 +105,7 @@ RENAMED = {
     "TableReader": "RowReader",
     "Together": "DistributedCallback",
     "drawing": "sampler",
+    "evaluate.Evaluation": "ClassificationEvaluation",
     "file_parcel": "file_upload",
     "find_goal": "find_target",
     "fit_together": "fit_distributed",
@@ -120,7 +121,9 @@ RENAMED = {
     "sweep": "clean_partial",
     "take_part": "worker_main",
     "travel": "upload_local_inputs",
-}  # old name of a class or function → its name
+    "worth_rows": "metric_rows",
+    "worth_table": "metric_table",
+}  # old name of a class or function, after its module's where others bear it → its name
 
 # %% ../nbs/05_old_names.ipynb #868fdbec
 def find(
@@ -130,7 +133,7 @@ def find(
     "Return what bore this name, and warn where it is now; raise `AttributeError` when nothing did."
     for place in MOVED[old].split() if not name.startswith("__") else ():
         module = importlib.import_module(f"mlkit.{place}")
-        for new in filter(None, (name, RENAMED.get(name))):
+        for new in filter(None, (RENAMED.get(f"{old}.{name}"), name, RENAMED.get(name))):
             if new in vars(module):
                 said = (
                     f"mlkit.{old}.{name} is now mlkit.{place}.{new}; the old name works until 1.0"

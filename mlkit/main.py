@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlkit.bundle.registry import Version
     from mlkit.config import Settings
-    from mlkit.evaluate.classification import Evaluation
+    from mlkit.evaluate.base import Evaluation
     from mlkit.preprocess.audit import Audit
     from mlkit.preprocess.split import Split
     from mlkit.runs.record import Run

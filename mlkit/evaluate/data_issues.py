@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .classification import Evaluation, gallery
+from .base import gallery
+from .classification import ClassificationEvaluation
 from ..preprocess.source import Example
 from ..preprocess.split import Split
 
@@ -33,24 +34,27 @@ class LabelIssue:
 
 
 def find_label_issues(
-    *found: Evaluation,  # of validation examples, of training examples; each by thresholds of its own
+    *evaluations: ClassificationEvaluation,  # of validation examples, of training examples; each by thresholds of its own
 ) -> list[LabelIssue]:
     "Return the examples whose label is likely wrong, the likeliest first."
-    return sorted((s for one in found for s in _suspects(one)), key=lambda s: -s.margin)
+    return sorted((s for one in evaluations for s in _suspects(one)), key=lambda s: -s.margin)
 
 
-def _suspects(found: Evaluation) -> Iterable[LabelIssue]:
-    p, truth = found.probabilities, found.truth
+def _suspects(evaluation: ClassificationEvaluation) -> Iterable[LabelIssue]:
+    p, truth = evaluation.probabilities, evaluation.truth
     thresholds = np.array(
-        [p[truth == c, c].mean() if (truth == c).any() else np.inf for c in range(len(found.vocab))]
+        [
+            p[truth == c, c].mean() if (truth == c).any() else np.inf
+            for c in range(len(evaluation.vocab))
+        ]
     )
     reached = np.where(p >= thresholds, p, -1)
     for i in np.flatnonzero((reached.max(1) >= 0) & (reached.argmax(1) != truth)):
         given, other = truth[i], reached[i].argmax()
         yield LabelIssue(
-            found.paths[i],
-            found.vocab[given],
-            found.vocab[other],
+            evaluation.paths[i],
+            evaluation.vocab[given],
+            evaluation.vocab[other],
             float(p[i, other]),
             float(p[i, other] - p[i, given]),
         )
@@ -85,7 +89,7 @@ def near_duplicates(
     "Return each validation picture that has a near-duplicate in train, with the likest one, the likest first."
     train, valid = [p.example for p in parts.train], [p.example for p in parts.valid]
     (train_hash, train_small), (valid_hash, valid_small) = _looks(train), _looks(valid)
-    found, step = [], max(1, 16_000_000 // len(train))  # 64 MB of distances at a time
+    pairs, step = [], max(1, 16_000_000 // len(train))  # 64 MB of distances at a time
     for start in range(0, len(valid), step):
         distances = (64 - valid_hash[start : start + step] @ train_hash.T) / 2
         for i, row in enumerate(distances, start):
@@ -93,10 +97,10 @@ def near_duplicates(
             like = train_small[near] @ valid_small[i]
             if len(near) and like.max() >= likeness:
                 best = near[like.argmax()]
-                found.append(
+                pairs.append(
                     NearDuplicate(valid[i], train[best], int(row[best]), min(1, float(like.max())))
                 )
-    return sorted(found, key=lambda d: -d.likeness)
+    return sorted(pairs, key=lambda d: -d.likeness)
 
 
 def _looks(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 from sklearn.metrics import (
@@ -22,7 +21,18 @@ from sklearn.metrics import (
 )
 
 from ..bundle.manifest import ManyLabels
-from .classification import _table, _wilson, gallery, worth_rows, worth_table
+from mlkit.evaluate.base import (
+    Evaluation,
+    class_rows,
+    crossed_halves,
+    gallery,
+    joined,
+    paths_of,
+    percentile_intervals,
+    predictions,
+    resampled_counts,
+    wilson,
+)
 
 # %% ../../nbs/evaluate/03_multilabel.ipynb #f9b3a0f3
 def _thresholds(p: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -43,19 +53,26 @@ def _f1(right: np.ndarray, given: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.divide(2 * right, both, out=np.zeros(both.shape), where=both > 0)
 
 # %% ../../nbs/evaluate/03_multilabel.ipynb #44ea567b
-_RESAMPLES, _BLOCK = 1000, 100
-
-
 @dataclass(frozen=True)
-class MultilabelEvaluation:
+class MultilabelEvaluation(Evaluation):
     "Probabilities and truth of examples with many labels, and what follows from them."
+
+    main_metric = "macro_f1"
+    columns = {
+        "label": "{label}",
+        "threshold": "{threshold:.3f}",
+        "precision": "{precision:.3f}",
+        "recall": "{recall:.3f}",
+        "f1": "{f1:.3f}",
+        "average precision": "{average_precision:.3f}",
+        "examples": "{examples:.0f}",
+    }
 
     vocab: tuple[str, ...]
     probabilities: np.ndarray = field(repr=False)  # examples × labels
     truth: np.ndarray = field(repr=False)  # examples × labels, whether it has the label
     loss: float  # mean of the Learner's loss
     paths: tuple[Path, ...] = field(default=(), repr=False)  # of the examples, where they are files
-    temperature: None = None  # is for one label alone
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
@@ -65,17 +82,13 @@ class MultilabelEvaluation:
     @cached_property
     def given(self) -> np.ndarray:
         "Whether each label is given, examples × labels: each half at the thresholds of the other."
-        half = np.random.default_rng(0).permutation(len(self.truth)) % 2 == 0
-        out = np.empty(self.truth.shape, bool)
-        for here in (half, ~half):
-            out[here] = self.probabilities[here] >= _thresholds(
-                self.probabilities[~here], self.truth[~here]
-            )
-        return out
+        p, given = self.probabilities, np.empty(self.truth.shape, bool)
+        for here, there in crossed_halves(len(self.truth)):
+            given[here] = p[here] >= _thresholds(p[there], self.truth[there])
+        return given
 
     @property
     def output(self) -> ManyLabels:
-        "What a manifest says of the outputs."
         return ManyLabels(thresholds=self.thresholds)
 
     @cached_property
@@ -85,12 +98,15 @@ class MultilabelEvaluation:
             self.truth, self.given, average=None, zero_division=0
         )
         ap = [self._precision(i) if count else 0.0 for i, count in enumerate(n)]
-        names = ("threshold", "precision", "recall", "f1", "average_precision", "examples")
-        rows = zip(self.thresholds, p, r, f1, ap, n, strict=True)
-        return [
-            {"label": v, **dict(zip(names, map(float, row), strict=True))}
-            for v, row in zip(self.vocab, rows, strict=True)
-        ]
+        return class_rows(
+            self.vocab,
+            threshold=self.thresholds,
+            precision=p,
+            recall=r,
+            f1=f1,
+            average_precision=ap,
+            examples=n,
+        )
 
     def _precision(self, label: int) -> float:
         return float(average_precision_score(self.truth[:, label], self.probabilities[:, label]))
@@ -101,7 +117,6 @@ class MultilabelEvaluation:
 
     @cached_property
     def values(self) -> dict[str, float]:
-        "The metrics by name."
         right, some = self.given & self.truth, self._occur
         sums = [x.sum(0) for x in (right, self.given, self.truth)]
         return {
@@ -113,19 +128,12 @@ class MultilabelEvaluation:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        "95 % intervals of the metrics."
-        n, rng = len(self.truth), np.random.default_rng(0)
-        found: dict[str, list[np.ndarray]] = {}
-        for _ in range(_RESAMPLES // _BLOCK):
-            drawn = rng.multinomial(n, np.full(n, 1 / n), _BLOCK).astype(float)
-            for name, values in self._resampled(drawn).items():
-                found.setdefault(name, []).append(values)
-        ends = {k: np.quantile(np.concatenate(v), (0.025, 0.975)) for k, v in found.items()}
-        exact = (self.given == self.truth).all(1).sum()
-        ends["exact_match"] = _wilson(exact, n)
-        return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+        samples = joined(map(self._resampled, resampled_counts(len(self.truth))))
+        exact = wilson((self.given == self.truth).all(1).sum(), len(self.truth))
+        return percentile_intervals(samples) | {"exact_match": tuple(map(float, exact))}
 
     def _resampled(self, drawn: np.ndarray) -> dict[str, np.ndarray]:  # how often each example
+        drawn = drawn.astype(float)
         sums = [drawn @ x for x in (self.given & self.truth, self.given, self.truth)]
         precision = []
         for i in self._occur:
@@ -140,116 +148,88 @@ class MultilabelEvaluation:
         }
 
     @property
-    def metrics(self) -> dict[str, float]:
-        "The numbers that a manifest holds."
-        low, high = self.intervals["macro_f1"]
-        ends = {"macro_f1_low": low, "macro_f1_high": high}
-        return self.values | ends | {"loss": self.loss, "examples": len(self.truth)}
-
-    @property
     def score(self) -> float:
         "One number, the higher the better: the mean average precision."
         return self.values["mean_average_precision"]
 
     @property
     def headline(self) -> str:
-        "What it is worth, in a line."
-        low, high = self.intervals["macro_f1"]
-        exact = self.values["exact_match"]
-        worst = min((c for c in self.classes if c["examples"]), key=lambda c: c["f1"])
         return (
-            f"macro F1 {self.values['macro_f1']:.4f} ({low:.3f} – {high:.3f}), all labels right {exact:.4f} "
-            f"on {len(self.truth)} examples; weakest: {worst['label']} (F1 {worst['f1']:.3f})"
+            f"macro F1 {self._with_interval('macro_f1')}, all labels right {self.values['exact_match']:.4f} "
+            f"on {len(self.truth)} examples; {self._weakest('f1', 'F1')}"
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        "Return every metric with its value and, where there is one, its 95 % interval: `low` and `high`."
-        return worth_rows(self.values, self.intervals, self.loss)
-
     def plots(self) -> dict[str, Figure]:
-        "Return the figures of a report by file name."
-        drawn = {"precision_recall.png": plot_precision_recall(self)}
-        return drawn | ({"mistakes.png": plot_mistakes(self)} if self.paths else {})
-
-    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
-        "Return the tables of a report by file name: head and rows."
-        return {
-            file: (list(rows[0]), [list(row.values()) for row in rows])
-            for file, rows in {"classes.csv": self.classes, "metrics.csv": self.rows()}.items()
-        }
+        plots = {"precision_recall.png": plot_precision_recall(self)}
+        return plots | ({"mistakes.png": plot_mistakes(self)} if self.paths else {})
 
     def sections(self) -> dict[str, str]:
-        "Return what the card says beside the numbers, by title, as Markdown."
-        said = (
+        how = (
             "A label is given where its probability reaches its own threshold, the one of the greatest F1 on the validation examples. What stands above was "
             "measured with each half of them at the thresholds of the other."
         )
-        rare = [f"{c['label']} ({c['examples']:.0f})" for c in self.classes if c["examples"] < 30]
-        few = {"Judged by fewer than 30 examples": ", ".join(rare)} if rare else {}
-        return {"Thresholds": said} | few
-
-    def _repr_markdown_(self) -> str:
-        names = ("threshold", "precision", "recall", "f1", "average_precision")
-        classes = [
-            (c["label"], *(f"{c[k]:.3f}" for k in names), int(c["examples"])) for c in self.classes
-        ]
-        head = ("label", *(n.replace("_", " ") for n in names), "examples")
-        return worth_table(self.rows()) + "\n\n" + _table(head, classes)
+        return {"Thresholds": how} | self._rare()
 
 # %% ../../nbs/evaluate/03_multilabel.ipynb #f411bb40
 def evaluate_labels(
     learn: Learner,  # fitted, for many labels
 ) -> MultilabelEvaluation:
     "Return what `learn` makes of its validation examples, in their order."
-    items = learn.dls.valid_ds.items
-    with learn.no_bar():
-        p, truth, losses = learn.get_preds(dl=learn.dls.valid, with_loss=True)
+    p, truth, loss = predictions(learn, learn.dls.valid)
     return MultilabelEvaluation(
         tuple(map(str, learn.dls.vocab)),
         p.numpy(),
         truth.numpy() > 0.5,
-        float(torch.as_tensor(losses).mean()),
-        tuple(Path(item[0]) for item in items if isinstance(item, tuple)),  # files
+        loss,
+        paths_of(learn.dls.valid_ds.items),
     )
 
 # %% ../../nbs/evaluate/03_multilabel.ipynb #3a11b939
 def plot_precision_recall(
-    found: MultilabelEvaluation,  # what is drawn
+    evaluation: MultilabelEvaluation,
     most: int = 10,  # labels, those of the lowest average precision
 ) -> Figure:
     "Return precision by recall of each label, a dot where its threshold puts it."
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    seen = [(c["average_precision"], i) for i, c in enumerate(found.classes) if c["examples"]]
-    for ap, i in sorted(seen)[:most]:
-        p, truth = found.probabilities[:, i], found.truth[:, i]
+    ranked = [
+        (c["average_precision"], i) for i, c in enumerate(evaluation.classes) if c["examples"]
+    ]
+    for ap, i in sorted(ranked)[:most]:
+        p, truth = evaluation.probabilities[:, i], evaluation.truth[:, i]
         precision, recall, _ = precision_recall_curve(truth, p)
-        (line,) = axes.step(recall, precision, where="post", label=f"{found.vocab[i]}: {ap:.3f}")
-        given = p >= found.thresholds[i]
+        (line,) = axes.step(
+            recall, precision, where="post", label=f"{evaluation.vocab[i]}: {ap:.3f}"
+        )
+        given = p >= evaluation.thresholds[i]
         right = (given & truth).sum()
         axes.plot(right / truth.sum(), right / max(given.sum(), 1), "o", color=line.get_color())
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(title="average precision", fontsize=8)
     return figure
 
-
+# %% ../../nbs/evaluate/03_multilabel.ipynb #f35637fd
 def plot_mistakes(
-    found: MultilabelEvaluation,  # what is drawn
-    most: int = 12,  # pictures
+    evaluation: MultilabelEvaluation,
+    most: int = 12,  # images
 ) -> Figure:
-    "Return the pictures whose true labels were the least likely, worst first: + was given wrongly, − was missed."
-    p = found.probabilities
-    likely = np.log(np.maximum(np.where(found.truth, p, 1 - p), 1e-7)).sum(1)
+    "Return the images whose true labels were the least likely, worst first: + was given wrongly, − was missed."
+    p = evaluation.probabilities
+    likely = np.log(np.maximum(np.where(evaluation.truth, p, 1 - p), 1e-7)).sum(1)
     wrong = [
-        i for i in np.argsort(likely, kind="stable") if (found.given[i] != found.truth[i]).any()
+        i
+        for i in np.argsort(likely, kind="stable")
+        if (evaluation.given[i] != evaluation.truth[i]).any()
     ]
 
-    def said(i: int) -> str:
+    def title(i: int) -> str:
         marks = [
             f"{'+' if g else '−'}{v}"
-            for v, g, t in zip(found.vocab, found.given[i], found.truth[i], strict=True)
+            for v, g, t in zip(
+                evaluation.vocab, evaluation.given[i], evaluation.truth[i], strict=True
+            )
             if g != t
         ]
         return " ".join(marks[:4])
 
-    return gallery(([found.paths[i]], said(i)) for i in wrong[:most])
+    return gallery(([evaluation.paths[i]], title(i)) for i in wrong[:most])

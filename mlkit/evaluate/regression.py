@@ -12,36 +12,43 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 
 from ..bundle.manifest import Numbers
 from ..config import SettingsError
+from mlkit.evaluate.base import (
+    Evaluation,
+    head_and_rows,
+    joined,
+    metric_rows,
+    percentile_intervals,
+    predictions,
+    resamples,
+)
 
 # %% ../../nbs/evaluate/04_regression.ipynb #1df654e7
-_RESAMPLES = 1000
-
-
-def _worth(truth: np.ndarray, predicted: np.ndarray, log: bool) -> dict[str, np.ndarray]:
+def _errors(truth: np.ndarray, predicted: np.ndarray, log: bool) -> dict[str, np.ndarray]:
     "Return each measure over the last axis."
     off = predicted - truth
     mean = truth.mean(-1, keepdims=True)
     spread = np.maximum(((truth - mean) ** 2).sum(-1), np.finfo(float).tiny)
-    found = {
+    errors = {
         "rmse": np.sqrt((off**2).mean(-1)),
         "mae": np.abs(off).mean(-1),
         "median_error": np.median(np.abs(off), -1),
         "r2": 1 - (off**2).sum(-1) / spread,
     }
     if log:
-        found["rmse_log"] = np.sqrt(((np.log(predicted) - np.log(truth)) ** 2).mean(-1))
-    return found
+        errors["rmse_log"] = np.sqrt(((np.log(predicted) - np.log(truth)) ** 2).mean(-1))
+    return errors
 
-
+# %% ../../nbs/evaluate/04_regression.ipynb #e8b46ed1
 @dataclass(frozen=True)
-class RegressionEvaluation:
+class RegressionEvaluation(Evaluation):
     "Predicted and true numbers of examples, in their units, and what follows from them."
+
+    digits = ".4g"
 
     vocab: tuple[str, ...]  # names of the numbers
     predicted: np.ndarray = field(repr=False)  # examples × numbers
@@ -49,56 +56,58 @@ class RegressionEvaluation:
     loss: float  # mean of the Learner's loss
     units: tuple[str, ...] = ()  # of each number; empty where nobody said
     logs: tuple[bool, ...] = ()  # whether the logarithm was learned
-    temperature: None = None  # numbers have none
 
     @cached_property
-    def found(self) -> dict[str, dict[str, tuple[float, float, float]]]:
-        "Name → measure → its value and its 95 % interval."
-        rng, n, found = np.random.default_rng(0), len(self.truth), {}
-        for j, name in enumerate(self.vocab):
-            y, p, log = self.truth[:, j], self.predicted[:, j], bool(self.logs and self.logs[j])
-            samples: dict[str, list[np.ndarray]] = {}
-            for block in np.array_split(np.arange(_RESAMPLES), -(-n // 2000)):  # 16 MB each
-                drawn = rng.integers(n, size=(len(block), n))
-                for what, values in _worth(y[drawn], p[drawn], log).items():
-                    samples.setdefault(what, []).append(values)
-            found[name] = {
-                what: (
-                    float(value),
-                    *map(float, np.quantile(np.concatenate(samples[what]), (0.025, 0.975))),
-                )
-                for what, value in _worth(y, p, log).items()
-            }
-        return found
+    def _numbers(self) -> dict[str, tuple[np.ndarray, np.ndarray, bool]]:
+        "What precedes the measures of each number → its truth, its prediction, whether its logarithm was learned."
+        prefixes = [f"{name}_" for name in self.vocab] if len(self.vocab) > 1 else [""]
+        logs = self.logs or (False,) * len(self.vocab)
+        return dict(
+            zip(prefixes, zip(self.truth.T, self.predicted.T, logs, strict=True), strict=True)
+        )
 
-    def _key(self, name: str, what: str) -> str:
-        return what if len(self.vocab) == 1 else f"{name}_{what}"
+    @cached_property
+    def values(self) -> dict[str, float]:
+        "The measures of each number, under its name where there are several."
+        return {
+            prefix + measure: float(value)
+            for prefix, number in self._numbers.items()
+            for measure, value in _errors(*number).items()
+        }
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        rng, samples = np.random.default_rng(0), {}
+        for prefix, (y, p, log) in self._numbers.items():
+            own = joined(_errors(y[i], p[i], log) for i in resamples(len(y), rng))
+            samples |= {prefix + measure: values for measure, values in own.items()}
+        return percentile_intervals(samples)
 
     @property
     def metrics(self) -> dict[str, float]:
-        "The numbers that a manifest holds."
-        told: dict[str, float] = {}
-        for name, measures in self.found.items():
-            for what, (value, low, high) in measures.items():
-                key = self._key(name, what)
-                told |= {key: value, f"{key}_low": low, f"{key}_high": high}
-        return told | {"loss": self.loss, "examples": len(self.truth)}
+        numbers = {
+            name + end: number
+            for name, value in self.values.items()
+            for end, number in zip(
+                ("", "_low", "_high"), (value, *self.intervals[name]), strict=True
+            )
+        }
+        return numbers | {"loss": self.loss, "examples": len(self.truth)}
 
     @property
     def score(self) -> float:
         "One number, the higher the better: the mean R²."
-        return float(np.mean([measures["r2"][0] for measures in self.found.values()]))
+        return float(np.mean([self.values[prefix + "r2"] for prefix in self._numbers]))
 
     @property
     def headline(self) -> str:
-        "What it is worth, in a line."
-        said = [
-            "{}: RMSE {:.4g}{} ({:.4g} – {:.4g}), R² {:.4f}".format(
-                name, m["rmse"][0], f" {unit}" if unit else "", *m["rmse"][1:], m["r2"][0]
-            )
-            for (name, m), unit in zip(self.found.items(), self._units, strict=True)
-        ]
-        return f"{'; '.join(said)}, on {len(self.truth)} examples"
+        parts = []
+        for name, unit, prefix in zip(self.vocab, self._units, self._numbers, strict=True):
+            rmse, r2 = (self.values[prefix + measure] for measure in ("rmse", "r2"))
+            value = f"{rmse:.4g}{' ' + unit if unit else ''}"
+            low, high = self.intervals[prefix + "rmse"]
+            parts.append(f"{name}: RMSE {value} ({low:.4g} – {high:.4g}), R² {r2:.4f}")
+        return f"{'; '.join(parts)}, on {len(self.truth)} examples"
 
     @property
     def _units(self) -> tuple[str, ...]:
@@ -106,21 +115,10 @@ class RegressionEvaluation:
 
     @property
     def output(self) -> Numbers:
-        "What a manifest says of the outputs."
         return Numbers(units=self._units, exp=self.logs if any(self.logs) else ())
 
     def rows(self) -> list[dict[str, Any]]:
-        "Return every measure with its value and its 95 % interval: `low` and `high`."
-        return [
-            {
-                "metric": self._key(name, what).replace("_", " "),
-                "value": v,
-                "low": low,
-                "high": high,
-            }
-            for name, measures in self.found.items()
-            for what, (v, low, high) in measures.items()
-        ]
+        return metric_rows(self.values, self.intervals)
 
     def worst(
         self,
@@ -142,34 +140,20 @@ class RegressionEvaluation:
         ]
 
     def plots(self) -> dict[str, Figure]:
-        "Return the figures of a report by file name."
         return {"predicted.png": plot_predicted(self), "residuals.png": plot_residuals(self)}
 
     def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
-        "Return the tables of a report by file name: head and rows."
-        return {
-            file: (list(rows[0]), [list(row.values()) for row in rows])
-            for file, rows in {"metrics.csv": self.rows(), "worst.csv": self.worst()}.items()
-        }
+        return super().tables() | {"worst.csv": head_and_rows(self.worst())}
 
     def sections(self) -> dict[str, str]:
-        "Return what the card says beside the numbers, by title, as Markdown."
-        told = []
+        lines = []
         for j, (name, unit) in enumerate(zip(self.vocab, self._units, strict=True)):
             low, high = self.truth[:, j].min(), self.truth[:, j].max()
             log = "; its logarithm was learned" if self.logs and self.logs[j] else ""
-            told.append(
+            lines.append(
                 f"- {name}: {low:.4g} to {high:.4g}{' ' + unit if unit else ''} among these examples{log}"
             )
-        return {"What is predicted": "\n".join(told)}
-
-    def _repr_markdown_(self) -> str:
-        lines = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
-        lines += [
-            f"| {r['metric']} | {r['value']:.4g} | {r['low']:.4g} – {r['high']:.4g} |"
-            for r in self.rows()
-        ]
-        return "\n".join(lines)
+        return {"What is predicted": "\n".join(lines)}
 
 # %% ../../nbs/evaluate/04_regression.ipynb #d5ebfb5c
 def units_of(
@@ -177,18 +161,18 @@ def units_of(
     names: Sequence[str],  # of the numbers that are predicted
 ) -> tuple[str, ...]:
     "Return the unit of each number, empty where none is given; raise `SettingsError` for one that is not predicted."
-    said = {
+    given = {
         n.strip(): u.strip()
         for n, _, u in (part.partition("=") for part in text.split(",") if part.strip())
     }
-    if unknown := sorted(set(said) - set(names)):
+    if unknown := sorted(set(given) - set(names)):
         listed = ", ".join(map(repr, unknown))
         raise SettingsError(
             f"data.units names {listed}; what is predicted is {', '.join(names)}", "data.units"
         )
-    return tuple(said.get(n, "") for n in names)
+    return tuple(given.get(n, "") for n in names)
 
-
+# %% ../../nbs/evaluate/04_regression.ipynb #d75ffbe2
 def evaluate_numbers(
     learn: Learner,  # fitted
     *,
@@ -197,13 +181,11 @@ def evaluate_numbers(
     logs: Sequence[bool] = (),  # whether the logarithm was learned
 ) -> RegressionEvaluation:
     "Return what `learn` makes of its validation examples, in their order and in the units of the columns."
-    with learn.no_bar():
-        predicted, truth, losses = learn.get_preds(dl=learn.dls.valid, with_loss=True)
+    predicted, truth, loss = predictions(learn, learn.dls.valid)
     size = (len(truth), len(names))
     p, y = (t.reshape(size).double().numpy() for t in (predicted, truth))
     for j in np.flatnonzero(logs):
         p[:, j], y[:, j] = np.exp(p[:, j]), np.exp(y[:, j])
-    loss = float(torch.as_tensor(losses).mean())
     return RegressionEvaluation(tuple(names), p, y, loss, tuple(units), tuple(map(bool, logs)))
 
 # %% ../../nbs/evaluate/04_regression.ipynb #3149e408
@@ -211,37 +193,37 @@ _DRAWN = 5000  # points in a plot, at most
 
 
 def _each(
-    found: RegressionEvaluation,
+    evaluation: RegressionEvaluation,
 ) -> tuple[Figure, list[tuple[Any, str, np.ndarray, np.ndarray]]]:
-    k, step = len(found.vocab), max(1, len(found.truth) // _DRAWN)
+    k, step = len(evaluation.vocab), max(1, len(evaluation.truth) // _DRAWN)
     figure = Figure(figsize=(4.5 * k, 4), layout="constrained")
     axes = figure.subplots(1, k, squeeze=False)[0]
     return figure, [
-        (ax, f"{n} [{u}]" if u else n, found.truth[::step, j], found.predicted[::step, j])
-        for j, (ax, n, u) in enumerate(zip(axes, found.vocab, found._units, strict=True))
+        (ax, f"{n} [{u}]" if u else n, evaluation.truth[::step, j], evaluation.predicted[::step, j])
+        for j, (ax, n, u) in enumerate(zip(axes, evaluation.vocab, evaluation._units, strict=True))
     ]
 
 
 def plot_predicted(
-    found: RegressionEvaluation,  # what is drawn
+    evaluation: RegressionEvaluation,
 ) -> Figure:
     "Return predicted against true numbers; on logarithmic axes where the logarithm was learned."
-    figure, drawn = _each(found)
+    figure, drawn = _each(evaluation)
     for j, (ax, name, y, p) in enumerate(drawn):
         ends = [min(y.min(), p.min()), max(y.max(), p.max())]
         ax.plot(ends, ends, color="gray", linestyle=":")
         ax.scatter(y, p, s=6, alpha=0.4)
         ax.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
-        if found.logs and found.logs[j]:
+        if evaluation.logs and evaluation.logs[j]:
             ax.set(xscale="log", yscale="log")
     return figure
 
 
 def plot_residuals(
-    found: RegressionEvaluation,  # what is drawn
+    evaluation: RegressionEvaluation,
 ) -> Figure:
     "Return predicted minus true numbers against predicted ones."
-    figure, drawn = _each(found)
+    figure, drawn = _each(evaluation)
     for ax, name, y, p in drawn:
         ax.axhline(0, color="gray", linestyle=":")
         ax.scatter(p, p - y, s=6, alpha=0.4)

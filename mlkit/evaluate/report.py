@@ -15,7 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .classification import Evaluation
+from .base import Evaluation, head_and_rows
+from .classification import ClassificationEvaluation
 from mlkit.evaluate.data_issues import (
     LabelIssue,
     NearDuplicate,
@@ -52,13 +53,15 @@ class Report:
     "All that is told of a model; looks for doubtful labels and near-duplicates when it is first asked for them."
 
     name: str  # of the model
-    found: Any = field(repr=False)  # an evaluation, on the validation examples
+    evaluation: Evaluation = field(repr=False)  # on the validation examples
     parts: Any = field(repr=False)  # a split: what taught and what judged
     history: Sequence[Mapping[str, Any]] = field(repr=False)  # a mapping an epoch
     training: Mapping[str, Any] = field(repr=False)  # how it was fitted, in order
     command: str = field(repr=False)  # that makes it again
     use: str = field(default="", repr=False)  # what the model is for
-    train: Evaluation | None = field(default=None, repr=False)  # to look through its labels too
+    train: ClassificationEvaluation | None = field(
+        default=None, repr=False
+    )  # to look through its labels too
 
     @property
     def pictures(self) -> bool:
@@ -68,9 +71,12 @@ class Report:
     @cached_property
     def suspects(self) -> list[LabelIssue]:
         "Pictures whose label is likely wrong, the likeliest first."
-        if not (self.pictures and isinstance(self.found, Evaluation)):
-            return []
-        return find_label_issues(self.found, *([self.train] if self.train else []))
+        looked = filter(None, (self.evaluation, self.train)) if self._one_label else ()
+        return find_label_issues(*looked) if self.pictures else []
+
+    @property
+    def _one_label(self) -> bool:
+        return isinstance(self.evaluation, ClassificationEvaluation)
 
     @cached_property
     def duplicates(self) -> list[NearDuplicate]:
@@ -79,21 +85,21 @@ class Report:
 
     def card(self) -> str:
         "Return the model card, Markdown."
-        found, vocab = self.found, self.found.vocab
+        evaluation = self.evaluation
         doubts = {"Doubts": _list(self._doubts())} if self.pictures else {}
-        limits = [_BY_CLASS, *(_OF_PICTURES if self.pictures else ())]
         sections = {
             "Use": self.use,
             "Data": _list(f"{k}: {v}" for k, v in self.parts.facts().items()),
             "Training": _list(f"{k}: {v}" for k, v in self.training.items()),
-            f"Worth, on {len(found.truth)} validation examples": _WORTH + found._repr_markdown_(),
-            **found.sections(),
+            f"Worth, on {len(evaluation.truth)} validation examples": _WORTH
+            + evaluation._repr_markdown_(),
+            **evaluation.sections(),
             **doubts,
-            "Limits": _list(limits),
+            "Limits": _list((_BY_CLASS, *(_OF_PICTURES if self.pictures else ()))),
             "Reproduce": f"```\n{self.command}\n```\n\nThe same data have the same fingerprint. Settings, package versions and "
             "commit are in the bundle's manifest.json, under lineage.",
         }
-        top = f"# {self.name}\n\n{_DOES[found.output.kind]}: {', '.join(vocab)}.\n"
+        top = f"# {self.name}\n\n{_DOES[evaluation.output.kind]}: {', '.join(evaluation.vocab)}.\n"
         return top + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
 
     def write(
@@ -102,7 +108,7 @@ class Report:
     ) -> dict[str, Path]:
         "Write card.md, the tables as CSV and the figures as PNG; return them by name."
         folder.mkdir(parents=True, exist_ok=True)
-        plots = self.found.plots() | {"history.png": plot_history(self.history)}
+        plots = self.evaluation.plots() | {"history.png": plot_history(self.history)}
         if self.suspects:
             plots["label_suspects.png"] = plot_label_issues(self.suspects)
         if self.duplicates:
@@ -112,20 +118,17 @@ class Report:
         tables = self._tables()
         for file, (head, rows) in tables.items():
             with open(folder / file, "w", newline="", encoding="utf-8") as f:
-                out = csv.writer(f)
-                out.writerow(head)
-                out.writerows(rows)
+                csv.writer(f).writerows([head, *rows])
         (folder / "card.md").write_text(self.card(), encoding="utf-8")
         return {file: folder / file for file in ("card.md", *plots, *tables)}
 
     def _tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[Any]]]]:
-        head, rows = list(self.history[0]), [list(row.values()) for row in self.history]
-        tables = self.found.tables() | {"history.csv": (head, rows)}
+        tables = self.evaluation.tables() | {"history.csv": head_and_rows(self.history)}
         if not self.pictures:
             return tables
-        names = self._names
         suspects = [
-            (names[s.path], s.given, s.suggested, f"{s.confidence:.4f}") for s in self.suspects
+            (self._names[s.path], s.given, s.suggested, f"{s.confidence:.4f}")
+            for s in self.suspects
         ]
         tables["label_suspects.csv"] = (("path", "given", "suggested", "confidence"), suspects)
         pairs = [
@@ -140,17 +143,17 @@ class Report:
         return {p.example.path: p.example.name for p in (*self.parts.train, *self.parts.valid)}
 
     def _doubts(self) -> list[str]:
-        looked = len(self.found.truth) + (len(self.train.truth) if self.train else 0)
+        looked = len(self.evaluation.truth) + (len(self.train.truth) if self.train else 0)
         first = "".join(
             f"; {self._names[s.path]}: {s.given}, rather {s.suggested}" for s in self.suspects[:3]
         )
         labels = f"labels that are likely wrong, or hard for this model: {len(self.suspects)} of {looked} (label_suspects.csv){first}"
         lines = [
-            *([labels] if isinstance(self.found, Evaluation) else []),
+            *([labels] if self._one_label else []),
             f"leakage, validation pictures that are nearly in train: {len(self.duplicates)} of {len(self.parts.valid)} (near_duplicates.csv)",
         ]
-        judged = self.duplicates and isinstance(self.found, Evaluation)
-        rest = self.found.without(d.valid.path for d in self.duplicates) if judged else None
+        judged = self.duplicates and self._one_label
+        rest = self.evaluation.without(d.valid.path for d in self.duplicates) if judged else None
         if rest and len(rest.truth):
             low, high = rest.intervals["accuracy"]
             lines.append(

@@ -16,25 +16,29 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 
 from ..bundle.manifest import Mask
-from .classification import _table, worth_rows, worth_table
+from mlkit.evaluate.base import (
+    Evaluation,
+    class_rows,
+    joined,
+    paths_of,
+    percentile_intervals,
+    resampled_counts,
+)
 from ..inference.masks import default_palette
 from ..model.outputs import outputs, vocab
 
 # %% ../../nbs/evaluate/05_segmentation.ipynb #6bbf3f00
-_RESAMPLES = 1000
-
-
 def confusions(
-    truth: np.ndarray,  # pictures × height × width, whole numbers below `classes`
+    truth: np.ndarray,  # images × height × width, whole numbers below `classes`
     predicted: np.ndarray,  # the same
     classes: int,
 ) -> np.ndarray:
-    "Return the pixels of each true class that were given each class, pictures × classes × classes."
+    "Return the pixels of each true class that were given each class, images × classes × classes."
     both = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     flat = both.reshape(len(both), -1) + np.arange(len(both))[:, None] * classes**2
     return np.bincount(flat.ravel(), minlength=len(both) * classes**2).reshape(-1, classes, classes)
 
-
+# %% ../../nbs/evaluate/05_segmentation.ipynb #b37aabb2
 def _by_class(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Dice and IoU of each class, NaN where it neither is nor is given; `pixels` is … × classes × classes."
     right = np.diagonal(pixels, axis1=-2, axis2=-1).astype(float)
@@ -53,10 +57,19 @@ def _values(pixels: np.ndarray) -> dict[str, np.ndarray]:
         "pixel_accuracy": right / pixels.sum((-1, -2)),
     }
 
-
+# %% ../../nbs/evaluate/05_segmentation.ipynb #e88d8610
 @dataclass(frozen=True)
-class SegmentationEvaluation:
+class SegmentationEvaluation(Evaluation):
     "Confusions of pixels, and what follows from them."
+
+    main_metric = "dice"
+    columns = {
+        "label": "{label}",
+        "Dice": "{dice:.3f}",
+        "IoU": "{iou:.3f}",
+        "share of pixels": "{share:.3f}",
+        "pictures": "{examples:.0f}",
+    }
 
     vocab: tuple[str, ...]
     pixels: np.ndarray = field(repr=False)  # from `confusions`
@@ -64,8 +77,7 @@ class SegmentationEvaluation:
     paths: tuple[Path, ...] = field(default=(), repr=False)  # of the examples, where they are files
     shown: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...] = field(
         default=(), repr=False
-    )  # the worst: picture, 0 to 1, height × width × 3; true and given mask
-    temperature: None = None  # is for one label alone
+    )  # the worst: image, 0 to 1, height × width × 3; true and given mask
 
     @property
     def truth(self) -> np.ndarray:
@@ -74,123 +86,77 @@ class SegmentationEvaluation:
 
     @property
     def output(self) -> Mask:
-        "What a manifest says of the outputs."
         return Mask(palette=default_palette(len(self.vocab)))
 
     @cached_property
     def values(self) -> dict[str, float]:
-        "The metrics by name."
         return {name: float(v) for name, v in _values(self.pixels.sum(0)).items()}
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        "95 % intervals of the metrics."
         n, c = self.pixels.shape[:2]
-        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
-        sums = (drawn @ self.pixels.reshape(n, -1)).reshape(-1, c, c)
-        ends = {k: np.quantile(v, (0.025, 0.975)) for k, v in _values(sums).items()}
-        return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+        flat = self.pixels.reshape(n, -1)
+        blocks = (_values((drawn @ flat).reshape(-1, c, c)) for drawn in resampled_counts(n))
+        return percentile_intervals(joined(blocks))
 
     @cached_property
     def classes(self) -> list[dict[str, Any]]:
-        "Dice, IoU, share of the pixels and number of pictures of each class; Dice is NaN where it neither is nor is given."
+        "Dice, IoU, share of the pixels and number of images of each class; Dice is NaN where it neither is nor is given."
         whole = self.pixels.sum(0)
         dice, iou = _by_class(whole)
         share, count = whole.sum(1) / whole.sum(), (self.truth > 0).sum(0)
-        names = ("dice", "iou", "share", "examples")
-        return [
-            {"label": v, **dict(zip(names, map(float, row), strict=True))}
-            for v, row in zip(self.vocab, zip(dice, iou, share, count, strict=True), strict=True)
-        ]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        "The numbers that a manifest holds."
-        low, high = self.intervals["dice"]
-        ends = {"dice_low": low, "dice_high": high}
-        return self.values | ends | {"loss": self.loss, "examples": len(self.pixels)}
-
-    @property
-    def score(self) -> float:
-        "One number, the higher the better: the mean Dice."
-        return self.values["dice"]
+        return class_rows(self.vocab, dice=dice, iou=iou, share=share, examples=count)
 
     @property
     def headline(self) -> str:
-        "What it is worth, in a line."
-        low, high = self.intervals["dice"]
-        worst = min((c for c in self.classes if c["examples"]), key=lambda c: c["dice"])
         return (
-            f"Dice {self.values['dice']:.4f} ({low:.3f} – {high:.3f}), pixels right {self.values['pixel_accuracy']:.4f} "
-            f"on {len(self.pixels)} examples; weakest: {worst['label']} (Dice {worst['dice']:.3f})"
+            f"Dice {self._with_interval('dice')}, pixels right {self.values['pixel_accuracy']:.4f} "
+            f"on {len(self.pixels)} examples; {self._weakest('dice', 'Dice')}"
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        "Return every metric with its value and, where there is one, its 95 % interval: `low` and `high`."
-        return worth_rows(self.values, self.intervals, self.loss)
-
     def plots(self) -> dict[str, Figure]:
-        "Return the figures of a report by file name."
         return {"masks.png": plot_masks(self)} if self.shown else {}
 
-    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
-        "Return the tables of a report by file name: head and rows."
-        return {
-            file: (list(rows[0]), [list(row.values()) for row in rows])
-            for file, rows in {"classes.csv": self.classes, "metrics.csv": self.rows()}.items()
-        }
-
     def sections(self) -> dict[str, str]:
-        "Return what the card says beside the numbers, by title, as Markdown."
-        said = "Masks were compared at the size that the model sees, before they are brought to the size of the picture."
+        how = "Masks were compared at the size that the model sees, before they are brought to the size of the picture."
         never = [c["label"] for c in self.classes if not c["examples"]]
         unseen = {"In no validation picture": ", ".join(never)} if never else {}
-        return {"Size": said} | unseen
-
-    def _repr_markdown_(self) -> str:
-        names = ("dice", "iou", "share")
-        classes = [
-            (c["label"], *(f"{c[k]:.3f}" for k in names), int(c["examples"])) for c in self.classes
-        ]
-        head = ("label", "Dice", "IoU", "share of pixels", "pictures")
-        return worth_table(self.rows()) + "\n\n" + _table(head, classes)
+        return {"Size": how} | unseen
 
 # %% ../../nbs/evaluate/05_segmentation.ipynb #cb0d72c1
 def evaluate_masks(
     learn: Learner,  # fitted, for masks
-    most: int = 4,  # pictures to show, those of the lowest mean Dice
+    most: int = 4,  # images to show, those of the lowest mean Dice
 ) -> SegmentationEvaluation:
     "Return what `learn` makes of its validation examples, in their order."
-    items, labels, found, losses = learn.dls.valid_ds.items, vocab(learn), [], []
+    items, labels, counts, losses = learn.dls.valid_ds.items, vocab(learn), [], []
     for (x, y), out in outputs(learn, learn.dls.valid):
         losses.append(float(learn.loss_func(out, y)) * len(x))
-        found.append(confusions(y.cpu().numpy(), out.argmax(1).cpu().numpy(), len(labels)))
-    pixels = np.concatenate(found)
+        counts.append(confusions(y.cpu().numpy(), out.argmax(1).cpu().numpy(), len(labels)))
+    pixels = np.concatenate(counts)
     worst = np.argsort(_values(pixels)["dice"], kind="stable")[:most]
     again, shown = learn.dls.test_dl([items[i] for i in worst], with_labels=True, num_workers=0), []
     for (x, y), out in outputs(learn, again):
-        seen = again.decode((x, y))[0].clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-        shown += zip(seen, y.cpu().numpy(), out.argmax(1).cpu().numpy(), strict=True)
-    paths = tuple(Path(item[0]) for item in items if isinstance(item, tuple))  # files
-    return SegmentationEvaluation(labels, pixels, sum(losses) / len(pixels), paths, tuple(shown))
+        images = again.decode((x, y))[0].clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+        shown += zip(images, y.cpu().numpy(), out.argmax(1).cpu().numpy(), strict=True)
+    loss = sum(losses) / len(pixels)
+    return SegmentationEvaluation(labels, pixels, loss, paths_of(items), tuple(shown))
 
-
+# %% ../../nbs/evaluate/05_segmentation.ipynb #bb20cc4d
 def plot_masks(
-    found: SegmentationEvaluation,  # what is drawn
+    evaluation: SegmentationEvaluation,
 ) -> Figure:
-    "Return the worst pictures, a row each: as it is, with the true mask, with the given one."
-    colors = np.array(found.output.palette) / 255
-    figure = Figure(figsize=(7, 2.4 * len(found.shown)), layout="constrained")
-    rows = figure.subplots(len(found.shown), 3, squeeze=False)
-    for axes, (picture, true, given) in zip(rows, found.shown, strict=True):
-        picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
+    "Return the worst images, a row each: as it is, with the true mask, with the given one."
+    colors = np.array(evaluation.output.palette) / 255
+    figure = Figure(figsize=(7, 2.4 * len(evaluation.shown)), layout="constrained")
+    rows = figure.subplots(len(evaluation.shown), 3, squeeze=False)
+    for axes, (image, true, given) in zip(rows, evaluation.shown, strict=True):
+        image = np.broadcast_to(image, (*image.shape[:2], 3))
         for place, mask, title in zip(
             axes, (None, true, given), ("", "true", "given"), strict=True
         ):
-            blended = picture if mask is None else 0.4 * picture + 0.6 * colors[mask]
-            place.imshow(
-                blended if mask is None else np.where(mask[..., None] > 0, blended, picture)
-            )
+            blended = image if mask is None else 0.4 * image + 0.6 * colors[mask]
+            place.imshow(blended if mask is None else np.where(mask[..., None] > 0, blended, image))
             place.set_title(title, fontsize=8)
             place.axis("off")
     return figure

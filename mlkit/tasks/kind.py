@@ -22,6 +22,7 @@ from torch import nn
 import mlkit.model.outputs as outputs
 import mlkit.preprocess.split as splits
 from ..config import Settings
+from ..evaluate.base import Evaluation
 from ..preprocess.audit import Audit
 from ..preprocess.source import DataError, Source
 from ..preprocess.split import Split
@@ -109,7 +110,7 @@ class Task:
     name: str  # as in the manifest
     data: Kind  # knows the inputs
     output: str  # label, labels, numbers or mask
-    evaluate: Callable[[Learner, Settings], Any]  # gives an evaluation
+    evaluate: Callable[[Learner, Settings], Evaluation]
     epochs: int  # unless `train.epochs` says it
     use: str  # what the card says that the model is for
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # section → key → value

@@ -9,10 +9,11 @@ __all__ = ['infer_task', 'task_of']
 from fastai.learner import Learner
 
 from ..config import Settings, SettingsError, nearest
-from ..evaluate.classification import Evaluation, evaluate
-from ..evaluate.multilabel import MultilabelEvaluation, evaluate_labels
-from ..evaluate.regression import RegressionEvaluation, evaluate_numbers, units_of
-from ..evaluate.segmentation import SegmentationEvaluation, evaluate_masks
+from ..evaluate.base import Evaluation
+from ..evaluate.classification import evaluate
+from ..evaluate.multilabel import evaluate_labels
+from ..evaluate.regression import evaluate_numbers, units_of
+from ..evaluate.segmentation import evaluate_masks
 from ..model.outputs import ExportError, UnsupportedInput, output_kind, vocab
 from ..preprocess.source import look
 from .kind import TASKS, Task, kinds, match_kind, register_kind
@@ -29,21 +30,21 @@ def _evaluate_classes(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate(learn)
 
 
-def _evaluate_numbers(learn: Learner, settings: Settings) -> RegressionEvaluation:
+def _evaluate_numbers(learn: Learner, settings: Settings) -> Evaluation:
     names, logs = learn.dls.train_ds.y_names, learn.dls.train_ds.origin.target.logs
     units = units_of(settings.data.units, names)
     return evaluate_numbers(learn, names=names, units=units, logs=logs)
 
 
-def _evaluate_labels(learn: Learner, settings: Settings) -> MultilabelEvaluation:
+def _evaluate_labels(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate_labels(learn)
 
 
-def _evaluate_masks(learn: Learner, settings: Settings) -> SegmentationEvaluation:
+def _evaluate_masks(learn: Learner, settings: Settings) -> Evaluation:
     return evaluate_masks(learn)
 
 
-def _evaluate_amounts(learn: Learner, settings: Settings) -> RegressionEvaluation:
+def _evaluate_amounts(learn: Learner, settings: Settings) -> Evaluation:
     names = vocab(learn)
     return evaluate_numbers(learn, names=names, units=units_of(settings.data.units, names))
 

@@ -25,6 +25,7 @@ from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.torch_core import set_seed
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..bundle.files import write_whole
 from ..config import MlkitError
@@ -168,15 +169,17 @@ class EMACallback(Callback):
 
     def before_fit(self) -> None:
         "Begin with the weights as they are."
-        self.mean, self.inside = [p.detach().clone() for p in self.model.parameters()], False
+        self.live = nn.ParameterList(self.model.parameters())  # no buffers: they stay current
+        self.mean = AveragedModel(self.live, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+        self.mean.update_parameters(self.live)  # the first time it copies
+        self.inside = False
 
     def after_step(self) -> None:
         "Move towards the weights."
-        weights = [p.detach() for p in self.model.parameters()]
-        torch._foreach_lerp_(self.mean, weights, 1 - self.decay)
+        self.mean.update_parameters(self.live)
 
     def _exchange(self) -> None:
-        for mean, p in zip(self.mean, self.model.parameters(), strict=True):
+        for mean, p in zip(self.mean.parameters(), self.live, strict=True):
             mean.data, p.data = p.data, mean.data
         self.inside = not self.inside
 

@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.tracker import TrackerCallback
 
-from .callbacks import EpochLogger, KeepBest, TrainError, _save
+from .callbacks import EMACallback, EpochLogger, KeepBest, TrainError, _save
 
 # %% ../../nbs/train/04_checkpoint.ipynb #1dd32dac
 class CheckpointCallback(TrackerCallback):
@@ -65,18 +65,22 @@ class CheckpointCallback(TrackerCallback):
             }
         smooth = self.recorder.smooth_loss
         smooth.count, smooth.val = state["smooth"][0], torch.tensor(state["smooth"][1])
-        if state["average"]:
-            self.learn.average.mean = [mean.to(device) for mean in state["average"]]
+        for mean, saved in zip(self._average(), state["average"] or (), strict=False):
+            mean.copy_(saved)
+
+    def _average(self) -> list[torch.Tensor]:
+        averages = (cb.mean for cb in self.learn.cbs if isinstance(cb, EMACallback))
+        return [p.detach() for mean in averages for p in mean.parameters()]
 
     def after_epoch(self) -> None:
         "Write the checkpoint; stop if the next epoch would end too late."
         if self.epoch < self.best.skipped:
             return
-        smooth, average = self.recorder.smooth_loss, getattr(self.learn, "average", None)
+        smooth = self.recorder.smooth_loss
         self.keep(
             optimizer=[dict(self.opt.state[p]) for p, *_ in self.opt.all_params()],
             smooth=(smooth.count, float(smooth.val)),
-            average=average and average.mean,
+            average=self._average() or None,
         )
         longest = max(r["seconds"] for r in self.diary.rows)
         late = time.monotonic() + longest * 1.2 > self.until

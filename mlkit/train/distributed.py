@@ -119,7 +119,7 @@ class DistributedCallback(Callback):
         self.group.active = True
 
     def before_validate(self) -> None:
-        "EMACallback the running statistics."
+        "Average the running statistics."
         if self.group.count > 1:
             for buffer in self.plain.buffers():
                 if buffer.is_floating_point():
