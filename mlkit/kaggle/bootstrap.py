@@ -23,9 +23,9 @@ def _find_wheel(asked: dict, roots: list) -> tuple:
     places = [r / p for r in roots for p in (f"datasets/{owner}/{slug}", f"{owner}/{slug}", slug)]
     wheels = [f for p in places for f in sorted(p.rglob(asked["wheel"]))]
     if not wheels:
-        there = [str(p) for r in roots for p in (*r.glob("*"), *r.glob("*/*"), *r.glob("*/*/*"))]
+        mounted = [str(p) for r in roots for p in (*r.glob("*"), *r.glob("*/*"), *r.glob("*/*/*"))]
         raise FileNotFoundError(
-            f"{asked['wheel']} of {asked['baggage']} is not mounted; there is: {', '.join(there[:50]) or 'nothing'}"
+            f"{asked['wheel']} of {asked['baggage']} is not mounted; there is: {', '.join(mounted[:50]) or 'nothing'}"
         )
     wheel = wheels[0].resolve()
     root = next(r for r in roots if r.resolve() in wheel.parents)
