@@ -5,97 +5,71 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/kaggle/07_bootstrap.ipynb #6daa361a
-def _first_cell(asked: dict) -> None:
-    import importlib
-    import importlib.metadata
-    import json
-    import os
-    import platform
-    import subprocess
-    import sys
-    import tempfile
-    from pathlib import Path
+# %% ../../nbs/kaggle/07_bootstrap.ipynb #3ab62d76
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-    dry = os.environ.pop("MLKIT_DRY_RUN", "")
-    named = os.environ.pop("MLKIT_KAGGLE__INPUT", "")
-    roots = [
-        Path(p) for p in (named, "/kaggle/input", "../input", "input") if p and Path(p).is_dir()
-    ]
+# %% ../../nbs/kaggle/07_bootstrap.ipynb #007788bc
+def _find_wheel(asked: dict, roots: list) -> tuple:
+    "Return the wheel, the folder that the data sources are mounted in, and where else wheels may lie."
     owner, slug = asked["baggage"].split("/")
     places = [r / p for r in roots for p in (f"datasets/{owner}/{slug}", f"{owner}/{slug}", slug)]
     wheels = [f for p in places for f in sorted(p.rglob(asked["wheel"]))]
     if not wheels:
-        there = [str(p) for r in roots for p in (*r.glob("*"), *r.glob("*/*"), *r.glob("*/*/*"))][
-            :50
-        ]
+        mounted = [str(p) for r in roots for p in (*r.glob("*"), *r.glob("*/*"), *r.glob("*/*/*"))]
         raise FileNotFoundError(
-            f"{asked['wheel']} of {asked['baggage']} is not mounted; there is: {', '.join(there) or 'nothing'}"
+            f"{asked['wheel']} of {asked['baggage']} is not mounted; there is: {', '.join(mounted[:50]) or 'nothing'}"
         )
     wheel = wheels[0].resolve()
     root = next(r for r in roots if r.resolve() in wheel.parents)
-    temporary = Path(tempfile.gettempdir()) / f"mlkit-{asked['run']}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    aside = [
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(temporary / "site"),
-    ]  # the image stays as it is
-    subprocess.run([*pip, *aside, str(wheel)], check=True)
-    sys.path.insert(0, str(temporary / "site"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
-    )
-    importlib.invalidate_caches()
+    return wheel, root.resolve(), places
 
+# %% ../../nbs/kaggle/07_bootstrap.ipynb #0ed1e30e
+def _lacking(needs: list) -> list:
+    "Return the requirements that this Python does not meet."
     from pip._vendor.packaging.requirements import Requirement
 
-    def lacking() -> list:
-        missing = []
-        for text in asked["needs"]:
-            needed = Requirement(text)
-            try:
-                have = importlib.metadata.version(needed.name)
-            except importlib.metadata.PackageNotFoundError:
-                have = None
-            if have is None or not needed.specifier.contains(have, prereleases=True):
-                missing.append(text)
-        return missing
+    missing = []
+    for text in needs:
+        needed = Requirement(text)
+        try:
+            have = importlib.metadata.version(needed.name)
+        except importlib.metadata.PackageNotFoundError:
+            have = None
+        if have is None or not needed.specifier.contains(have, prereleases=True):
+            missing.append(text)
+    return missing
 
-    if missing := lacking():
-        found = sorted({str(f) for p in places for f in p.rglob("*.whl") if f.name != wheel.name})
-        if found:
-            subprocess.run([*pip, *aside, *found])  # whether that was enough is seen below
-        if asked["internet"] and (missing := lacking()):
+
+def _complete(asked: dict, pip: list, aside: list, wheels: list) -> None:
+    "Install what the image lacks, from the wheels and where there is internet from there; raise, with a line on the image, when that is not enough."
+    if missing := _lacking(asked["needs"]):
+        if wheels:
+            subprocess.run([*pip, *aside, *wheels])  # whether that was enough is seen below
+        if asked["internet"] and (missing := _lacking(asked["needs"])):
             subprocess.run([*pip, *missing])
         importlib.invalidate_caches()
-    if missing := lacking():
+    if missing := _lacking(asked["needs"]):
         have = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
         image = {"python": platform.python_version(), "missing": missing, "have": have}
         print("mlkit image: " + json.dumps(image), flush=True)
         raise RuntimeError(f"this image lacks {', '.join(missing)}, and no wheel of it came along")
-    os.environ.update(asked["variables"])
-    os.environ["MLKIT_RUN"] = str(Path.cwd() / asked["run"])
-    os.environ["MLKIT_KAGGLE__INPUT"] = str(root.resolve())
-    os.environ["MLKIT_PATHS__MODELS"] = str(temporary / "models")
-    os.environ["MLKIT_PATHS__RUNS"] = str(temporary / "runs")
-    os.environ["MLKIT_PATHS__CACHE"] = str(temporary / "cache")
-    import mlkit
 
-    print(
-        f"mlkit: {wheel.name} installed from {wheel.parent}, imported from {Path(mlkit.__file__).parent}",
-        flush=True,
-    )
-    if not asked["accelerator"]:
-        return print("mlkit: no accelerator was asked for; this trains on the CPU", flush=True)
-    if dry:
-        return print(f"mlkit: a dry run; {asked['accelerator']} is not tried", flush=True)
+# %% ../../nbs/kaggle/07_bootstrap.ipynb #2bd85463
+def _try_accelerator(accelerator: str) -> None:
+    "Say which GPU works; raise when the one that was asked for does not."
     import torch
 
     if not torch.cuda.is_available():
         raise RuntimeError(
-            f"{asked['accelerator']} was asked for, and torch {torch.__version__} sees no GPU here. Has the account been verified by phone? "
+            f"{accelerator} was asked for, and torch {torch.__version__} sees no GPU here. Has the account been verified by phone? "
             "Nothing was trained; push with --accelerator cpu to train without one"
         )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -108,3 +82,38 @@ def _first_cell(asked: dict) -> None:
         ) from e
     idle = f"; {len(names) - 1} more stays idle: a Learner trains on one" if len(names) > 1 else ""
     print(f"mlkit: cuda:0 is {names[0]}, and works{idle}", flush=True)
+
+# %% ../../nbs/kaggle/07_bootstrap.ipynb #6daa361a
+def _first_cell(asked: dict) -> None:
+    "Prepare a kernel for the notebook that follows."
+    dry = os.environ.pop("MLKIT_DRY_RUN", "")
+    named = os.environ.pop("MLKIT_KAGGLE__INPUT", "")
+    known = map(Path, filter(None, (named, "/kaggle/input", "../input", "input")))
+    roots = [p for p in known if p.is_dir()]
+    wheel, root, places = _find_wheel(asked, roots)
+    temporary = Path(tempfile.gettempdir()) / f"mlkit-{asked['run']}"
+    site = str(temporary / "site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    aside = ["--no-deps", "--no-index", "--target", site]  # the image stays as it is
+    subprocess.run([*pip, *aside, str(wheel)], check=True)
+    sys.path.insert(0, site)
+    above = filter(None, [site, os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(above)
+    importlib.invalidate_caches()
+    others = {str(f) for p in places for f in p.rglob("*.whl") if f.name != wheel.name}
+    _complete(asked, pip, aside, sorted(others))
+    os.environ.update(asked["variables"])
+    os.environ["MLKIT_RUN"] = str(Path.cwd() / asked["run"])
+    os.environ["MLKIT_KAGGLE__INPUT"] = str(root)
+    for name in ("models", "runs", "cache"):
+        os.environ[f"MLKIT_PATHS__{name.upper()}"] = str(temporary / name)
+    import mlkit
+
+    here = Path(mlkit.__file__).parent
+    print(f"mlkit: {wheel.name} installed from {wheel.parent}, imported from {here}", flush=True)
+    if not asked["accelerator"]:
+        print("mlkit: no accelerator was asked for; this trains on the CPU", flush=True)
+    elif dry:
+        print(f"mlkit: a dry run; {asked['accelerator']} is not tried", flush=True)
+    else:
+        _try_accelerator(asked["accelerator"])

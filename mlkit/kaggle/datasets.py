@@ -7,16 +7,36 @@ __all__ = ['Datasets']
 
 # %% ../../nbs/kaggle/03_datasets.ipynb #69b31e91
 import json
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .client import Account, KaggleError, fill, split_ref
-from .transfer import Upload, upload
+from .client import Account, fill, split_ref
+from .retry import KaggleError, retrying
+from .transfer import Upload, announce, upload, whole
+
+# %% ../../nbs/kaggle/03_datasets.ipynb #fed73102
+class _Begun:
+    "The uploads that were begun, in a file: key → token and url."
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def note(self, key: str, session: dict[str, str]) -> None:
+        with whole(self.path) as part:
+            part.touch(mode=0o600)
+            part.write_text(json.dumps({**self(), key: session}), encoding="utf-8")
 
 # %% ../../nbs/kaggle/03_datasets.ipynb #5894739a
+_CLIENT = "datasets.dataset_api_client"
+
+
 class Datasets:
     "The datasets of an account: what is there, and a private one kept equal to some files."
 
@@ -24,37 +44,29 @@ class Datasets:
         self,
         account: Account,
         cache: Path,  # what has been uploaded is remembered there
-        tell: Callable[[str], None] = lambda text: None,  # gets a line about each step
+        on_progress: Callable[[str], None] = lambda text: None,  # gets a line about each step
     ):
-        self.account, self.memory, self.tell = account, cache / "uploads.json", tell
+        self.account, self.on_progress = account, on_progress
+        self.cache, self.begun = cache, _Begun(cache / "uploads.json")
 
     def version(
         self,
         ref: str,  # owner/name
     ) -> int | None:
         "Return the number of the newest version, None when there is no such dataset or it may not be seen."
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
-
-        owner, name = split_ref(ref)
-        request = fill(ApiGetDatasetRequest(), owner_slug=owner, dataset_slug=name)
         try:
-            found = self._call("get_dataset", request, f"the dataset {ref}")
+            return self._ask("get_dataset", ref).current_version_number or 1
         except KaggleError as e:
             if e.status in (403, 404):
                 return None
             raise
-        return found.current_version_number or 1
 
     def status(
         self,
         ref: str,  # owner/name
     ) -> str:
         "Return how far Kaggle is with it, READY at the end."
-        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetStatusRequest
-
-        owner, name = split_ref(ref)
-        request = fill(ApiGetDatasetStatusRequest(), owner_slug=owner, dataset_slug=name)
-        return self._call("get_dataset_status", request, f"the dataset {ref}").status.name
+        return self._ask("get_dataset_status", ref).status.name
 
     def listing(
         self,
@@ -62,24 +74,9 @@ class Datasets:
         version: int,
     ) -> dict[str, int]:
         "Return name → bytes of every file of a version."
-        from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest
-
-        owner, name = split_ref(ref)
-        found, token = {}, None
-        while True:
-            request = fill(
-                ApiListDatasetFilesRequest(),
-                owner_slug=owner,
-                dataset_slug=name,
-                dataset_version_number=version,
-                page_size=200,
-                page_token=token,
-            )
-            page = self._call("list_dataset_files", request, f"the files of {ref}")
-            found |= {f.name: f.total_bytes for f in page.dataset_files}
-            token = page.next_page_token
-            if not token:
-                return found
+        fields = {**self._named(ref), "dataset_version_number": version}
+        pages = self.account.pages(f"{_CLIENT}.list_dataset_files", f"the files of {ref}", **fields)
+        return {f.name: f.total_bytes for page in pages for f in page.dataset_files}
 
     def keep(
         self,
@@ -91,16 +88,16 @@ class Datasets:
         wanted = {k: v for p in parcels for k, v in p.listed.items()}
         before = self.version(ref)
         if before and self.holds(ref, before, wanted):
-            self.tell(f"{ref}: there already, version {before}")
+            self.on_progress(f"{ref}: there already, version {before}")
             return ref
         for _ in range(2):
             tokens = [self._upload(p) for p in parcels]
             self._make(ref, before, tokens)
             after = self._appeared(ref, before)
-            whole = self.holds(ref, after, wanted, 12 * self.account.settings.poll_seconds)
-            self._forget()
-            if whole:
-                self.tell(f"{ref}: version {after} is ready, {len(wanted)} files")
+            complete = self.holds(ref, after, wanted, 13 * self.account.settings.poll_seconds)
+            self.begun.path.unlink(missing_ok=True)
+            if complete:
+                self.on_progress(f"{ref}: version {after} is ready, {len(wanted)} files")
                 return ref
             before = after  # an upload was lost on the way: all are sent again, once
         lost = sorted(set(wanted) - set(self.listing(ref, after)))
@@ -116,56 +113,59 @@ class Datasets:
         patience: float = 0.0,  # seconds for the listing to become right; it may lag behind
     ) -> bool:
         "Wait until the dataset is processed, and return whether the listing of a version is just what is wanted."
-        until = time.monotonic() + patience
-        while True:
+
+        def look() -> bool:
             try:
                 self.wait_ready(ref)
-                if self.listing(ref, version) == wanted:
-                    return True
+                return self.listing(ref, version) == wanted
             except KaggleError as e:
                 if e.status not in (403, 404):  # a new version is not visible for some seconds
                     raise
-            if time.monotonic() >= until:
                 return False
-            time.sleep(self.account.settings.poll_seconds)
 
-    def _call(self, method: str, request: Any, what: str, repeat: bool = True) -> Any:
-        return self.account.call(
-            f"datasets.dataset_api_client.{method}", request, what, repeat=repeat
-        )
+        return retrying(patience, self.account.settings.poll_seconds, ready=bool)(look)
 
     def wait_ready(
         self,
         ref: str,  # owner/name
     ) -> None:
         "Return when Kaggle has processed the dataset; raise `KaggleError` when it cannot, or takes too long."
-        until = time.monotonic() + self.account.settings.processing_minutes * 60
-        pause, said = self.account.pause, ""
-        while (status := self.status(ref)) != "READY":
-            if status in ("FAILED", "DELETED"):
-                raise KaggleError(
-                    f"Kaggle could not process {ref}: {status}; see https://www.kaggle.com/datasets/{ref}"
-                )
-            if time.monotonic() > until:
-                raise KaggleError(f"{ref} is still {status}; try again later", passing=True)
-            if status != said:
-                self.tell(f"{ref}: {status.lower().replace('_', ' ')}")
-            said, pause = status, min(pause * 1.5, 20)
-            time.sleep(pause)
+        seen = ""
+
+        def look() -> str:
+            nonlocal seen
+            before, seen = seen, self.status(ref)
+            if seen not in ("READY", before):
+                self.on_progress(f"{ref}: {seen.lower().replace('_', ' ')}")
+            return seen
+
+        ends = ("READY", "FAILED", "DELETED")
+        seconds = self.account.settings.processing_minutes * 60
+        status = self._slowly(seconds, ends.__contains__)(look)
+        if status in ends[1:]:
+            raise KaggleError(
+                f"Kaggle could not process {ref}: {status}; see https://www.kaggle.com/datasets/{ref}"
+            )
+        if status != "READY":
+            raise KaggleError(f"{ref} is still {status}; try again later", passing=True)
+
+    def _named(self, ref: str) -> dict[str, str]:
+        return dict(zip(("owner_slug", "dataset_slug"), split_ref(ref), strict=True))
+
+    def _ask(self, method: str, ref: str) -> Any:
+        return self.account.call(f"{_CLIENT}.{method}", f"the dataset {ref}", **self._named(ref))
+
+    def _slowly(self, seconds: float, ready: Callable[[Any], bool]) -> Callable[..., Any]:
+        return retrying(seconds, self.account.pause * 1.5, growth=1.5, longest=20, ready=ready)
 
     def _appeared(self, ref: str, before: int | None) -> int:
         "Return the number of the version that was made, which may take a while to be seen."
-        until, pause = time.monotonic() + 300, self.account.pause
-        while True:
-            now = self.version(ref)
-            if now and now > (before or 0):
-                return now
-            if time.monotonic() > until:
-                raise KaggleError(
-                    f"{ref}: the new version does not appear; try again later", passing=True
-                )
-            pause = min(pause * 1.5, 20)
-            time.sleep(pause)
+        now = self._slowly(300, lambda n: (n or 0) > (before or 0))(self.version, ref)
+        if (now or 0) <= (before or 0):
+            raise KaggleError(
+                f"{ref}: the new version does not appear; try again later", passing=True
+            )
+        return now
 
     def _make(self, ref: str, before: int | None, tokens: list[str]) -> None:
         "Create the dataset or its next version; when the answer is lost, find out before asking again."
@@ -173,37 +173,20 @@ class Datasets:
 
         owner, name = split_ref(ref)
         files = [fill(types.ApiDatasetNewFile(), token=t) for t in tokens]
+        method, fields = "create_dataset", {"owner_slug": owner, "slug": name, "files": files}
+        fields |= {"title": name, "license_name": "unknown", "is_private": True}
         if before:
             self.wait_ready(ref)  # while one version is processed another is refused
-            body = fill(
-                types.ApiCreateDatasetVersionRequestBody(), version_notes="by mlkit", files=files
-            )
-            request = fill(
-                types.ApiCreateDatasetVersionRequest(),
-                owner_slug=owner,
-                dataset_slug=name,
-                body=body,
-            )
-            method = "create_dataset_version"
-        else:
-            told = {"title": name, "license_name": "unknown", "is_private": True}
-            request = fill(
-                types.ApiCreateDatasetRequest(), owner_slug=owner, slug=name, files=files, **told
-            )
-            method = "create_dataset"
-        until = self.account.deadline()
-        while True:
-            try:
-                answer = self._call(method, request, f"making {ref}", repeat=False)
-                break
-            except KaggleError as e:
-                if not e.passing or time.monotonic() > until:
-                    raise
-                for _ in range(6):
-                    time.sleep(self.account.settings.poll_seconds)
-                    if self.version(ref) != before:
-                        return  # it took effect, only the answer was lost
-        if answer.error or (answer.status or "ok").lower() == "error":
+            body = types.ApiCreateDatasetVersionRequestBody()
+            fill(body, version_notes="by mlkit", files=files)
+            method, fields = "create_dataset_version", {**self._named(ref), "body": body}
+        answer, _ = self.account.change(
+            lambda: self.account.call(
+                f"{_CLIENT}.{method}", f"making {ref}", repeat=False, **fields
+            ),
+            lambda: self.version(ref) != before,
+        )
+        if answer and (answer.error or (answer.status or "ok").lower() == "error"):
             raise KaggleError(f"Kaggle made no dataset {ref}: {answer.error or answer.status}")
 
     def _upload(self, parcel: Upload) -> str:
@@ -212,40 +195,13 @@ class Datasets:
         key = f"{parcel.name} {size} {self.account.endpoint}"
 
         def begin() -> dict[str, str]:
-            from kagglesdk.blobs.types.blob_api_service import (
-                ApiBlobType,
-                ApiStartBlobUploadRequest,
-            )
+            from kagglesdk.blobs.types.blob_api_service import ApiBlobType
 
-            request = fill(
-                ApiStartBlobUploadRequest(),
-                type=ApiBlobType.DATASET,
-                name=parcel.name,
-                content_length=size,
-                last_modified_epoch_seconds=int(parcel.path.stat().st_mtime),
-            )
-            answer = self.account.call(
-                "blobs.blob_api_client.start_blob_upload", request, f"sending {parcel.name}"
-            )
-            self.tell(f"sending {parcel.name}, {size / 1e6:.1f} MB")
-            told = {"token": answer.token, "url": answer.create_url}
-            self._remember({**self._remembered(), key: told})
-            return told
+            method = "blobs.blob_api_client.start_blob_upload"
+            named = {"type": ApiBlobType.DATASET, "name": parcel.name}
+            session = announce(self.account, method, parcel.path, f"sending {parcel.name}", **named)
+            self.on_progress(f"sending {parcel.name}, {size / 1e6:.1f} MB")
+            self.begun.note(key, session)
+            return session
 
-        return upload(self.account, parcel.path, begin, self._remembered().get(key), self.tell)
-
-    def _remembered(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def _remember(self, known: dict[str, Any]) -> None:
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        part = self.memory.with_name(f".{self.memory.name}.{os.getpid()}")
-        part.touch(mode=0o600)  # an upload's address lets anybody write to it
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(self.memory)
-
-    def _forget(self) -> None:
-        self.memory.unlink(missing_ok=True)
+        return upload(self.account, parcel.path, begin, self.begun().get(key), self.on_progress)

@@ -9,103 +9,76 @@ __all__ = ['get']
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .client import Account, KaggleError, fill, split_ref
+from .client import Account, KaggleError
 from .competitions import rules_of
 from .datasets import Datasets
-from .transfer import fetch
+from .transfer import fetch, whole
+
+# %% ../../nbs/kaggle/04_download.ipynb #d6909e14
+def _get_one(
+    account: Account,
+    link: Callable[[], str],
+    path: Path,
+    size: int,
+    on_progress: Callable[[str], None],
+) -> None:
+    "Fetch a file, which the storage may hold as a zip of itself."
+    packed = urlsplit(link()).path.endswith(".zip") and path.suffix != ".zip"
+    if not packed:
+        fetch(account, link, path, size=size, on_progress=on_progress)
+        return
+    archive = fetch(account, link, path.with_name(f"{path.name}.zip"), on_progress=on_progress)
+    try:
+        with whole(path) as part, zipfile.ZipFile(archive) as z, open(part, "wb") as target:
+            (member,) = z.infolist()
+            with z.open(member) as source:  # its CRC is checked
+                shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, ValueError) as e:
+        raise KaggleError(f"{path.name} came as a zip file that is damaged: {e}; try again") from e
+    finally:
+        archive.unlink()
+
+# %% ../../nbs/kaggle/04_download.ipynb #0dc95c53
+def _competition_files(account: Account, name: str) -> dict[str, int]:
+    method = "competitions.competition_api_client.list_data_files"
+    try:
+        pages = account.pages(method, f"the competition {name}", competition_name=name)
+        return {f.name: f.total_bytes for page in pages for f in page.files}
+    except KaggleError as e:
+        raise KaggleError(f"{name}: {rules_of(name)}", 403) if e.status == 403 else e from e
 
 # %% ../../nbs/kaggle/04_download.ipynb #72e62434
 def get(
     account: Account,
     name: str,  # competition, or owner/dataset
     folder: Path,  # the files come here
-    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     "Download all files of a competition or a dataset, and return their paths; raise `KaggleError`, with the address of rules not yet accepted."
     if "/" in name:
         datasets = Datasets(account, folder)
         if not (number := datasets.version(name)):
             raise KaggleError(f"there is no dataset {name}, or this account may not see it")
-        sizes, link = datasets.listing(name, number), _dataset_link(account, name, number)
+        sizes, method = (
+            datasets.listing(name, number),
+            "datasets.dataset_api_client.download_dataset",
+        )
+        fields = {**datasets._named(name), "dataset_version_number": number}
     else:
-        sizes, link = _competition_files(account, name), _competition_link(account, name)
+        sizes, fields = _competition_files(account, name), {"competition_name": name}
+        method = "competitions.competition_api_client.download_data_file"
     paths = []
     for file, size in sizes.items():
         path = folder / file
         if not path.resolve().is_relative_to(folder.resolve()):
             raise KaggleError(f"{name} names a file {file!r}, which leads out of {folder}")
         if not (path.is_file() and path.stat().st_size == size):
-            tell(f"{file}, {size / 1e6:.1f} MB")
-            _get_one(account, lambda file=file: link(file), path, size, tell)
+            on_progress(f"{file}, {size / 1e6:.1f} MB")
+            link = partial(account.link, method, f"{name}: {file}", **fields, file_name=file)
+            _get_one(account, link, path, size, on_progress)
         paths.append(path)
     return paths
-
-
-def _get_one(
-    account: Account, link: Callable[[], str], path: Path, size: int, tell: Callable[[str], None]
-) -> None:
-    "Fetch a file, which the storage may hold as a zip of itself."
-    packed = urlsplit(link()).path.endswith(".zip") and path.suffix != ".zip"
-    if not packed:
-        fetch(account, link, path, size=size, tell=tell)
-        return
-    archive = fetch(account, link, path.with_name(f"{path.name}.zip"), tell=tell)
-    try:
-        with zipfile.ZipFile(archive) as z:
-            (member,) = z.infolist()
-            part = path.with_name(f"{path.name}.part")
-            with z.open(member) as source, open(part, "wb") as target:  # its CRC is checked
-                shutil.copyfileobj(source, target)
-            part.replace(path)
-    except (zipfile.BadZipFile, ValueError) as e:
-        raise KaggleError(f"{path.name} came as a zip file that is damaged: {e}; try again") from e
-    finally:
-        archive.unlink()
-
-
-def _dataset_link(account: Account, ref: str, number: int) -> Callable[[str], str]:
-    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
-
-    owner, name = split_ref(ref)
-    fields = {"owner_slug": owner, "dataset_slug": name, "dataset_version_number": number}
-    return lambda file: account.link(
-        "datasets.DatasetApiService",
-        "DownloadDataset",
-        fill(ApiDownloadDatasetRequest(), **fields, file_name=file),
-        f"{ref}: {file}",
-    )
-
-
-def _competition_link(account: Account, name: str) -> Callable[[str], str]:
-    from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
-
-    return lambda file: account.link(
-        "competitions.CompetitionApiService",
-        "DownloadDataFile",
-        fill(ApiDownloadDataFileRequest(), competition_name=name, file_name=file),
-        f"{name}: {file}",
-    )
-
-
-def _competition_files(account: Account, name: str) -> dict[str, int]:
-    from kagglesdk.competitions.types.competition_api_service import ApiListDataFilesRequest
-
-    found, token = {}, None
-    while True:
-        request = fill(
-            ApiListDataFilesRequest(), competition_name=name, page_size=200, page_token=token
-        )
-        try:
-            page = account.call(
-                "competitions.competition_api_client.list_data_files",
-                request,
-                f"the competition {name}",
-            )
-        except KaggleError as e:
-            raise KaggleError(f"{name}: {rules_of(name)}", 403) if e.status == 403 else e from e
-        found |= {f.name: f.total_bytes for f in page.files}
-        if not (token := page.next_page_token):
-            return found

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Settings
-from .client import KaggleError
 from .datasets import Datasets
-from .kernel import describe_kernel
+from .kernel import SOURCE_KINDS, describe_kernel
 from .log import _plain
-from .pull import _read_outputs, _said, _write
+from .pull import _failure_in, _read_outputs, _write
 from .push import Parts, _sources, compose, upload_local_inputs
+from .retry import KaggleError
 from .transfer import Upload, file_upload
 from .wheels import build_wheel
 from ..runs.execute import check_parameters, find_parameters
 from ..runs.record import Run
 
-# %% ../../nbs/kaggle/14_dry_run.ipynb #4856d163
+# %% ../../nbs/kaggle/14_dry_run.ipynb #d841b269
 class LocalDatasets(Datasets):
     "Datasets that are only unpacked into a folder, as Kaggle would mount them."
 
@@ -38,8 +38,7 @@ class LocalDatasets(Datasets):
         cache: Path,
         owner: str,
     ):
-        self.root, self.memory, self.owner = root, cache / "uploads.json", owner
-        self.tell = lambda text: None
+        self.root, self.cache, self.owner = root, cache, owner
 
     def keep(
         self,
@@ -56,7 +55,7 @@ class LocalDatasets(Datasets):
                 shutil.copy(parcel.path, place / parcel.name)
         return f"{self.owner}/{name}"
 
-
+# %% ../../nbs/kaggle/14_dry_run.ipynb #8c18071e
 _DRY = """
 import ctypes, fcntl, json, os, socket, struct, sys
 asked = json.loads(sys.argv[1])
@@ -78,67 +77,14 @@ papermill.execute_notebook(asked["notebook"], asked["executed"], cwd=asked["cwd"
 """
 
 
-def dry_run(
-    notebook: Path,  # .ipynb
-    parameters: Mapping[str, Any],
-    settings: Settings,
-    tell: Callable[[str], None] = lambda text: None,
-    *,
-    user: str = "owner",  # whose account it would be
-) -> dict[str, Any]:
-    "Run here what would be pushed, and return its outputs.json; raise `KaggleError` with what would fail."
-    values = check_parameters(parameters, find_parameters(notebook))
-    with tempfile.TemporaryDirectory(prefix="mlkit-dry-") as temporary:
-        top = Path(temporary).resolve()
-        for name in ("input", "working", "home", "tmp"):
-            (top / name).mkdir()
-        datasets = LocalDatasets(top / "input", top / "cache", user)
-        there = upload_local_inputs(values, settings, datasets)
-        wheel = file_upload(build_wheel(top / "wheels"))
-        baggage = datasets.keep("mlkit-baggage", [wheel])
-        metadata = describe_kernel(notebook, user, settings.kaggle, [baggage, *_sources(there)])
-        absent = [
-            s for s in metadata["dataset_sources"] if not (top / "input/datasets" / s).is_dir()
-        ]
-        for source in [
-            *absent,
-            *metadata["competition_sources"],
-            *metadata["kernel_sources"],
-            *metadata["model_sources"],
-        ]:
-            tell(f"{source} is on Kaggle only, and is not mounted in a dry run")
-        parts = Parts(notebook, there, metadata, [wheel], baggage, "")
-        run = Run(top / "run")
-        run.folder.mkdir()
-        _write(run.file("pushed.ipynb"), compose(parts, "dry-run", settings))
-        code = _run_dry(top, run)
-        text = _plain(run.file("log.txt").read_text(encoding="utf-8"))
-        for line in text.splitlines():
-            if line.startswith("mlkit: "):
-                tell(line)
-        if code:
-            said, _ = _said(run, text, "")
-            raise KaggleError(f"this would fail on Kaggle: {said}")
-        told = _read_outputs(top / "working/dry-run/outputs.json")
-        if told is None:
-            raise KaggleError(
-                f"{notebook} ends without outputs.json: nothing could be brought home; end it with `run.write_outputs()`"
-            )
-        return told
-
-
 def _run_dry(top: Path, run: Run) -> int:
+    "Run the notebook as a kernel, and return the exit status; the log is written."
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", top / "image"], check=True)
     site = next((top / "image").glob("lib*/python*/site-packages"))
     packages = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
-    (site / "packages.pth").write_text(
-        "\n".join(packages)
-    )  # its own .pth files, an editable mlkit among them, are not read
-    asked = {
-        "notebook": str(run.file("pushed.ipynb")),
-        "executed": str(run.file("notebook.ipynb")),
-        "cwd": str(top / "working"),
-    }
+    (site / "packages.pth").write_text("\n".join(packages))
+    asked = {"notebook": run.file("pushed.ipynb"), "executed": run.file("notebook.ipynb")}
+    asked["cwd"] = top / "working"
     variables = {
         "PATH": f"{top / 'image/bin'}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(top / "home"),
@@ -148,8 +94,62 @@ def _run_dry(top: Path, run: Run) -> int:
         "MLKIT_DRY_RUN": "1",
         "MLKIT_KAGGLE__INPUT": str(top / "input"),
     }
+    command = [top / "image/bin/python", "-c", _DRY, json.dumps(asked, default=str)]
     with open(run.file("log.txt"), "w", encoding="utf-8") as log:
-        command = [top / "image/bin/python", "-c", _DRY, json.dumps(asked)]
-        return subprocess.run(
-            command, env=variables, cwd=top, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        ).returncode
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        return subprocess.run(command, env=variables, cwd=top, **streams).returncode
+
+# %% ../../nbs/kaggle/14_dry_run.ipynb #4856d163
+def _load(
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    settings: Settings,
+    user: str,
+    top: Path,
+) -> Parts:
+    "Return what would be pushed, its data sources mounted below `top`."
+    values = check_parameters(parameters, find_parameters(notebook))
+    datasets = LocalDatasets(top / "input", top / "cache", user)
+    remote = upload_local_inputs(values, settings, datasets)
+    wheel = file_upload(build_wheel(top / "wheels"))
+    baggage = datasets.keep("mlkit-baggage", [wheel])
+    metadata = describe_kernel(notebook, user, settings.kaggle, [baggage, *_sources(remote)])
+    return Parts(notebook, remote, metadata, [wheel], baggage, "")
+
+
+def _only_there(metadata: Mapping[str, Any], mounted: Path) -> list[str]:
+    "Return the data sources that are on Kaggle and not here."
+    sources = [s for kind in SOURCE_KINDS for s in metadata[f"{kind}_sources"]]
+    return [s for s in sources if not (mounted / s).is_dir()]
+
+
+def dry_run(
+    notebook: Path,  # .ipynb
+    parameters: Mapping[str, Any],
+    settings: Settings,
+    on_progress: Callable[[str], None] = lambda text: None,
+    *,
+    user: str = "owner",  # whose account it would be
+) -> dict[str, Any]:
+    "Run here what would be pushed, and return its outputs.json; raise `KaggleError` with what would fail."
+    with tempfile.TemporaryDirectory(prefix="mlkit-dry-") as temporary:
+        top = Path(temporary).resolve()
+        for name in ("input", "working", "home", "tmp", "run"):
+            (top / name).mkdir()
+        parts, run = _load(notebook, parameters, settings, user, top), Run(top / "run")
+        for source in _only_there(parts.metadata, top / "input/datasets"):
+            on_progress(f"{source} is on Kaggle only, and is not mounted in a dry run")
+        _write(run.file("pushed.ipynb"), compose(parts, "dry-run", settings))
+        code = _run_dry(top, run)
+        text = _plain(run.file("log.txt").read_text(encoding="utf-8"))
+        for line in text.splitlines():
+            if line.startswith("mlkit: "):
+                on_progress(line)
+        if code:
+            raise KaggleError(f"this would fail on Kaggle: {_failure_in(run, text, '')[0]}")
+        outputs = _read_outputs(top / "working/dry-run/outputs.json")
+        if outputs is None:
+            raise KaggleError(
+                f"{notebook} ends without outputs.json: nothing could be brought home; end it with `run.write_outputs()`"
+            )
+        return outputs

@@ -22,34 +22,26 @@ from .session import Detached, Watch, _detached, collect, held
 from .wheels import gather_wheels
 from ..runs.record import Run, RunRecord, list_runs, read_run
 
-# %% ../../nbs/kaggle/13_grid.ipynb #4a9acac1
-def send(
-    notebook: Path,  # .ipynb
-    runs: Sequence[Mapping[str, Any]],  # the parameters of each
-    settings: Settings,
-    account: Account,
-    tell: Callable[[str], None] = lambda text: None,
-    *,
-    jobs: int = 1,  # at the same time
-    again: bool = True,  # do also what has been done
-    promote: bool = False,  # make each version the production version
-) -> list[RunRecord]:
-    "Run the notebook on Kaggle once for each of `runs`, and return their records in that order, whatever became of them."
-    grid = _Grid(notebook, runs, settings, account, tell, promote)
-    with grid.locks:
-        try:
-            while grid.waiting or grid.watches:
-                if grid.waiting and len(grid.watches) < jobs and time.monotonic() >= grid.retry:
-                    grid.begin_next(again)
-                for i in list(grid.watches):
-                    grid.look(i)
-                time.sleep(0.1)
-        except KeyboardInterrupt as e:
-            open_ones = [r for i, r in grid.begun.items() if grid.records[i] is None]
-            raise Detached(_detached(open_ones)) from e
-    return grid.records
+# %% ../../nbs/kaggle/13_grid.ipynb #feee1eef
+def _done_before(key: str, settings: Settings) -> RunRecord | None:
+    return next(
+        (r for r in list_runs(settings.paths.runs) if r.key == key and r.status == "done"), None
+    )
 
 
+def _fill_image(watch: Watch, settings: Settings) -> bool:
+    "Download the wheels that the first cell missed, if that was why it failed; return whether to push again."
+    text = watch.run.file("log.txt").read_text(encoding="utf-8")
+    if not (images := re.findall(r"^mlkit image: (\{.*\})$", text, re.MULTILINE)):
+        return False
+    image = json.loads(images[-1])
+    watch.on_progress(
+        f"Kaggle's image (Python {image['python']}) lacks {', '.join(image['missing'])}: wheels are sent, and the run is pushed again"
+    )
+    gather_wheels(image, settings.paths.cache / "kaggle/wheels/image")
+    return True
+
+# %% ../../nbs/kaggle/13_grid.ipynb #9873dc76
 class _Grid:
     "What `send` knows of its runs. What goes wrong with one of several ends that one only."
 
@@ -59,11 +51,11 @@ class _Grid:
         runs: Sequence[Mapping[str, Any]],
         settings: Settings,
         account: Account,
-        tell: Callable[[str], None],
+        on_progress: Callable[[str], None],
         promote: bool,
     ):
         self.notebook, self.runs, self.settings = notebook, runs, settings
-        self.account, self.tell, self.promote = account, tell, promote
+        self.account, self.on_progress, self.promote = account, on_progress, promote
         self.records: list[RunRecord | None] = [None] * len(runs)
         self.waiting, self.retry = list(range(len(runs))), 0.0
         self.begun: dict[int, Run] = {}
@@ -75,19 +67,21 @@ class _Grid:
         i = self.waiting[0]
         try:
             if i not in self.begun:
-                parts = prepare(self.notebook, self.runs[i], self.settings, self.account, self.tell)
+                parts = prepare(
+                    self.notebook, self.runs[i], self.settings, self.account, self.on_progress
+                )
                 if not again and (done := _done_before(parts.key, self.settings)):
-                    self.tell(f"{done.id} is there already")
+                    self.on_progress(f"{done.id} is there already")
                     self.records[self.waiting.pop(0)] = done
                     return
                 self.begun[i] = begin(parts, self.settings)
                 self.locks.enter_context(held(self.begun[i]))
-            push(self.begun[i], self.account, self.tell)
-            self.watches[i] = Watch(self.begun[i], self.account, self.tell)
+            push(self.begun[i], self.account, self.on_progress)
+            self.watches[i] = Watch(self.begun[i], self.account, self.on_progress)
             self.waiting.pop(0)
         except Busy as e:
             self.retry = time.monotonic() + 6 * self.settings.kaggle.poll_seconds
-            self.tell(f"{e}; it is tried again")
+            self.on_progress(f"{e}; it is tried again")
         except KaggleError as e:
             self.waiting.pop(0)
             self._lost(i, e)
@@ -113,7 +107,7 @@ class _Grid:
     def _lost(self, i: int, e: KaggleError) -> None:
         if len(self.runs) == 1:
             raise e
-        self.tell(str(e))
+        self.on_progress(str(e))
         run = self.begun.get(i)
         if run is None:  # not even prepared
             run = Run.start(self.settings, kind="kaggle", join=False)
@@ -123,21 +117,29 @@ class _Grid:
             run.finish("failed", error=str(e))
         self.records[i] = replace(read_run(run.folder), error=str(e))
 
-
-def _done_before(key: str, settings: Settings) -> RunRecord | None:
-    return next(
-        (r for r in list_runs(settings.paths.runs) if r.key == key and r.status == "done"), None
-    )
-
-
-def _fill_image(watch: Watch, settings: Settings) -> bool:
-    "Download the wheels that the first cell missed, if that was why it failed; return whether to push again."
-    text = watch.run.file("log.txt").read_text(encoding="utf-8")
-    if not (said := re.findall(r"^mlkit image: (\{.*\})$", text, re.MULTILINE)):
-        return False
-    image = json.loads(said[-1])
-    watch.tell(
-        f"Kaggle's image (Python {image['python']}) lacks {', '.join(image['missing'])}: wheels are sent, and the run is pushed again"
-    )
-    gather_wheels(image, settings.paths.cache / "kaggle/wheels/image")
-    return True
+# %% ../../nbs/kaggle/13_grid.ipynb #4a9acac1
+def send(
+    notebook: Path,  # .ipynb
+    runs: Sequence[Mapping[str, Any]],  # the parameters of each
+    settings: Settings,
+    account: Account,
+    on_progress: Callable[[str], None] = lambda text: None,
+    *,
+    jobs: int = 1,  # at the same time
+    again: bool = True,  # do also what has been done
+    promote: bool = False,  # make each version the production version
+) -> list[RunRecord]:
+    "Run the notebook on Kaggle once for each of `runs`, and return their records in that order, whatever became of them."
+    grid = _Grid(notebook, runs, settings, account, on_progress, promote)
+    with grid.locks:
+        try:
+            while grid.waiting or grid.watches:
+                if grid.waiting and len(grid.watches) < jobs and time.monotonic() >= grid.retry:
+                    grid.begin_next(again)
+                for i in list(grid.watches):
+                    grid.look(i)
+                time.sleep(0.1)
+        except KeyboardInterrupt as e:
+            open_ones = [r for i, r in grid.begun.items() if grid.records[i] is None]
+            raise Detached(_detached(open_ones)) from e
+    return grid.records

@@ -15,117 +15,122 @@ from typing import Any
 from ..bundle.manifest import read_manifest, sha256_of
 from ..bundle.registry import Registry, Version
 from ..config import Settings
-from .client import Account, KaggleError, Target, fill
+from .client import Account, KaggleError, Target
 from .kernel import _events, target_of
-from .log import _plain, decode_log
-from .transfer import fetch
+from .log import log_text
+from .transfer import fetch, whole
 from ..runs.record import Run, read_events
 
-# %% ../../nbs/kaggle/11_pull.ipynb #47727e12
+# %% ../../nbs/kaggle/11_pull.ipynb #fe9688e1
 def list_outputs(
     account: Account,
     target: Target,
 ) -> tuple[dict[str, str], str]:
     "Return name → address, which holds for some minutes, of every output file, and the log."
-    from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
-
-    links, log, token = {}, "", None
-    while True:
-        request = fill(
-            ApiListKernelSessionOutputRequest(), **target.fields, page_size=200, page_token=token
-        )
-        page = account.call(
-            "kernels.kernels_api_client.list_kernel_session_output",
-            request,
-            f"the outputs of {target.ref}",
-        )
+    links, log = {}, ""
+    method = "kernels.kernels_api_client.list_kernel_session_output"
+    for page in account.pages(method, f"the outputs of {target.ref}", **target.fields):
         links |= {f.file_name: f.url for f in page.files or []}
-        log, token = log or page.log or "", page.next_page_token
-        if not token:
-            return links, log
+        log = log or page.log or ""
+    return links, log
 
 
-def pull(
-    run: Run,  # complete on Kaggle
-    account: Account,
-    tell: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    "Fetch what the run wrote into its folder, all of it verified, and return its outputs.json."
-    target = target_of(run)
-    links, log = list_outputs(account, target)
-    _write(run.file("log.txt"), "".join(_plain(str(e.get("data", ""))) for e in decode_log(log)))
+class _Links:
+    "The addresses of a version's outputs; each is used once, then asked for anew."
 
-    def link(name: str) -> Callable[[], str]:
+    def __init__(self, account: Account, target: Target):
+        self.account, self.target = account, target
+        self.links, self.log = list_outputs(account, target)
+
+    def of(self, name: str) -> Callable[[], str]:
+        "Return what gives an address of the file."
+
         def ask() -> str:
-            nonlocal links
-            if not (url := links.pop(name, "")):  # each address is used once, then asked for anew
-                links |= list_outputs(account, target)[0]
-                url = links.pop(name, "")
-            if not url:
-                raise KaggleError(
-                    f"{target.url} has no output {name}; it holds {', '.join(sorted(links)[:10]) or 'nothing'}"
-                )
-            return url
+            if not self.links.get(name):
+                self.links |= list_outputs(self.account, self.target)[0]
+            if url := self.links.pop(name, ""):
+                return url
+            held = ", ".join(sorted(self.links)[:10]) or "nothing"
+            raise KaggleError(f"{self.target.url} has no output {name}; it holds {held}")
 
         return ask
 
-    for _ in range(4):
-        path = fetch(account, link(f"{run.id}/outputs.json"), run.file("outputs.json"))
-        told = _read_outputs(path)
-        if told is not None:
-            break
-        path.unlink()
-    else:
-        raise KaggleError(
-            f"outputs.json of {target.url} is damaged; nothing was taken from it", passing=True
-        )
-    if told["run"] != run.id:
-        path.unlink()
-        raise KaggleError(
-            f"{target.url} holds the outputs of run {told['run']!r}, not of {run.id}; nothing was taken from it"
-        )
-    files = told["files"]
-    size = sum(f["bytes"] for f in files)
-    tell(f"{run.id}: fetching {len(files)} files, {size / 1e6:.1f} MB")
-    for f in files:
-        place = run.file(f["name"])
-        if not (
-            place.is_file()
-            and place.stat().st_size == f["bytes"]
-            and sha256_of(place) == f["sha256"]
-        ):
-            fetch(
-                account,
-                link(f"{run.id}/{f['name']}"),
-                place,
-                size=f["bytes"],
-                sha256=f["sha256"],
-                tell=tell,
-            )
-    there = [{k: v for k, v in e.items() if k != "time"} for e in read_events(run.folder)]
-    for e in told["events"]:
-        about = {k: v for k, v in e.items() if k != "time"}
-        if e["event"] in ("epoch", "data", "metrics", "fit", "lr_find") and about not in there:
-            run.log(**about)
-    run.log("pulled", files=len(files), bytes=size, version=target.version)
-    return told
-
-
+# %% ../../nbs/kaggle/11_pull.ipynb #f0f77f31
 def _read_outputs(path: Path) -> dict[str, Any] | None:
+    "Return what the run's last cell wrote, None when it is damaged."
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        [(f["name"], f["bytes"], f["sha256"]) for f in told["files"]], told["run"], told["events"]
-        return told
+        outputs = json.loads(path.read_text(encoding="utf-8"))
+        [(f["name"], f["bytes"], f["sha256"]) for f in outputs["files"]]
+        outputs["run"], outputs["events"]
+        return outputs
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
+def _fetch_outputs(run: Run, account: Account, links: _Links) -> dict[str, Any]:
+    "Return the run's own outputs.json; raise `KaggleError` when it stays damaged, or is another run's."
+    url = links.target.url
+    for _ in range(4):
+        path = fetch(account, links.of(f"{run.id}/outputs.json"), run.file("outputs.json"))
+        if (outputs := _read_outputs(path)) is not None:
+            break
+        path.unlink()
+    else:
+        raise KaggleError(
+            f"outputs.json of {url} is damaged; nothing was taken from it", passing=True
+        )
+    if outputs["run"] != run.id:
+        path.unlink()
+        raise KaggleError(
+            f"{url} holds the outputs of run {outputs['run']!r}, not of {run.id}; nothing was taken from it"
+        )
+    return outputs
+
+
+def _is_here(path: Path, size: int, sha256: str) -> bool:
+    return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256
+
+# %% ../../nbs/kaggle/11_pull.ipynb #47727e12
+_KEPT = ("epoch", "data", "metrics", "fit", "lr_find")  # events that a run here has as well
+
+
+def _take_over(run: Run, events: list[dict[str, Any]]) -> None:
+    "Log the events that were logged there and are not here yet."
+
+    existing = [e | {"time": ""} for e in read_events(run.folder)]
+    for event in events:
+        if event["event"] in _KEPT and event | {"time": ""} not in existing:
+            run.log(**{k: v for k, v in event.items() if k != "time"})
+
+
+def pull(
+    run: Run,  # complete on Kaggle
+    account: Account,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    "Fetch what the run wrote into its folder, all of it verified, and return its outputs.json."
+    target = target_of(run)
+    links = _Links(account, target)
+    _write(run.file("log.txt"), log_text(links.log))
+    outputs = _fetch_outputs(run, account, links)
+    files = outputs["files"]
+    size = sum(f["bytes"] for f in files)
+    on_progress(f"{run.id}: fetching {len(files)} files, {size / 1e6:.1f} MB")
+    for f in files:
+        path, expected = run.file(f["name"]), {"size": f["bytes"], "sha256": f["sha256"]}
+        if not _is_here(path, **expected):
+            link = links.of(f"{run.id}/{f['name']}")
+            fetch(account, link, path, **expected, on_progress=on_progress)
+    _take_over(run, outputs["events"])
+    run.log("pulled", files=len(files), bytes=size, version=target.version)
+    return outputs
+
+# %% ../../nbs/kaggle/11_pull.ipynb #22a7c8e4
 def register(
     run: Run,  # pulled
     settings: Settings,  # `paths.models`
@@ -135,15 +140,15 @@ def register(
         return None
     registry = Registry(settings.paths.models)
     name = read_manifest(folder).name
-    there = [
+    added = [
         v for v in registry.list() if v.name == name and v.manifest.lineage.get("run") == run.id
     ]
-    version = there[-1] if there else registry.add(folder, name=name)
+    version = added[-1] if added else registry.add(folder, name=name)
     if "packed" not in _events(run):
         run.log("packed", name=version.name, version=version.version)
     return version
 
-
+# %% ../../nbs/kaggle/11_pull.ipynb #570e7f45
 def explain_failure(
     run: Run,  # pushed
     status: str,  # ERROR or CANCEL_ACKNOWLEDGED
@@ -152,35 +157,28 @@ def explain_failure(
 ) -> tuple[str, int | None]:
     "Return what is to be said of a kernel that failed, and the number of its cell in the notebook, from 1; the log is kept."
     target = target_of(run)
-    log = decode_log(list_outputs(account, target)[1])
-    text = "".join(_plain(str(e.get("data", ""))) for e in log)
+    text = log_text(list_outputs(account, target)[1])
     path = run.file("log.txt")
     _write(path, text)
     if status == "CANCEL_ACKNOWLEDGED":
         return f"{target.url} was cancelled on the site; its log is {path}", None
-    said, cell = _said(run, text, failure)
-    return f"{target.url}: {said}\nthe log is {path}", cell
+    message, cell = _failure_in(run, text, failure)
+    return f"{target.url}: {message}\nthe log is {path}", cell
 
 
-def _said(run: Run, text: str, failure: str) -> tuple[str, int | None]:
+def _failure_in(run: Run, text: str, failure: str) -> tuple[str, int | None]:
     "Return the failing cell's error and the last traceback of a log, and the cell's number."
     cell, where = None, "it"
     if counts := re.findall(r"In \[(\d+)\]", text):
         cell, where = _cell_of(run, int(counts[-1]))
     start = text.rfind("Traceback (most recent call last)")
-    raised = re.findall(
-        r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$",
-        text[max(start, 0) :],
-        re.MULTILINE,
-    )
-    raised = [r for r in raised if not r.startswith("PapermillExecutionError")]
-    said = failure or (
-        f"{where} failed with {raised[-1]}" if raised else "it failed, and its log does not say why"
-    )
-    lines = (
-        text[start:].strip().splitlines()[-25:] if start >= 0 else text.strip().splitlines()[-5:]
-    )
-    return "\n".join([said, *lines]), cell
+    pattern = r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$"
+    errors = re.findall(pattern, text[max(start, 0) :], re.MULTILINE)
+    errors = [e for e in errors if not e.startswith("PapermillExecutionError")]
+    found = f"{where} failed with {errors[-1]}" if errors else ""
+    message = failure or found or "it failed, and its log does not say why"
+    tail = text[start:].strip().splitlines()[-25:] if start >= 0 else text.strip().splitlines()[-5:]
+    return "\n".join([message, *tail]), cell
 
 
 def _cell_of(run: Run, count: int) -> tuple[int | None, str]:
@@ -189,9 +187,8 @@ def _cell_of(run: Run, count: int) -> tuple[int | None, str]:
     code = [i for i, c in enumerate(cells) if c["cell_type"] == "code"]
     if not 1 <= count <= len(code):
         return None, "a cell"
-    tags = cells[code[count - 1]].get("metadata", {}).get("tags", [])
-    if "mlkit" in tags:
+    tags = [c.get("metadata", {}).get("tags", []) for c in cells[: code[count - 1] + 1]]
+    if "mlkit" in tags[-1]:
         return None, "the first cell, mlkit's own,"
-    ours = [c.get("metadata", {}).get("tags", []) for c in cells[: code[count - 1] + 1]]
-    number = sum("mlkit" not in t and "injected-parameters" not in t for t in ours)
+    number = sum("mlkit" not in t and "injected-parameters" not in t for t in tags)
     return number, f"cell {number}"

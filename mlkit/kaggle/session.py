@@ -12,12 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from ..bundle.registry import Registry
 from ..config import Settings
-from .client import Account, KaggleError, Target, fill
+from .client import Account, KaggleError, Target
 from .kernel import _events, target_of
-from .log import LogStream, _plain, decode_log
+from .log import LogStream, _is_stream, log_text
 from .pull import explain_failure, list_outputs, pull, register
 from ..runs.record import Run, RunRecord, list_runs, read_run
 
@@ -32,12 +33,8 @@ def read_status(
     patient: bool = False,  # ask again when no answer comes
 ) -> tuple[str, str]:
     "Return how far it is, such as RUNNING or COMPLETE, and what Kaggle says of a failure."
-    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
-
-    request = fill(ApiGetKernelSessionStatusRequest(), **target.fields)
-    answer = account.call(
-        "kernels.kernels_api_client.get_kernel_session_status", request, target.ref, patient=patient
-    )
+    method = "kernels.kernels_api_client.get_kernel_session_status"
+    answer = account.call(method, target.ref, patient=patient, **target.fields)
     return answer.status.name, answer.failure_message or ""
 
 # %% ../../nbs/kaggle/12_session.ipynb #ec4fe92f
@@ -48,12 +45,12 @@ class Watch:
         self,
         run: Run,  # pushed
         account: Account,
-        tell: Callable[[str], None],  # gets states, epochs and what the first cell says
+        on_progress: Callable[[str], None],  # gets states, epochs and what the first cell says
         *,
-        everything: bool = False,  # tell each line of the log
+        everything: bool = False,  # show each line of the log
     ):
-        self.run, self.account, self.tell, self.everything = run, account, tell, everything
-        self.target = target_of(run)
+        self.run, self.account, self.everything = run, account, everything
+        self.on_progress, self.target = on_progress, target_of(run)
         self.status, self.failure, self.began = "", "", time.monotonic()
         self.pushed_at = datetime.fromisoformat(_events(run)["pushed"]["time"])
         self.pause, self.next, self.trouble = account.settings.poll_seconds, 0.0, ""
@@ -76,18 +73,16 @@ class Watch:
         if changed:
             self.status = status
             self.run.log("status", status=status)
-            self.tell(f"{self.run.id}: {status.lower().replace('_', ' ')}")
+            self.on_progress(f"{self.run.id}: {status.lower().replace('_', ' ')}")
         if self.status == "RUNNING" and self.log is None:
             self.log = LogStream(self.account, self.target)
         if self.status in _TERMINAL:
-            log = self.log or LogStream(self.account, self.target)  # it may have ended unseen
-            log.over.wait(10)
-            self._show(log.take())
-            log.close()
+            self._show_rest()
             return True
-        if time.monotonic() - self.began > self.account.settings.wait_hours * 3600:
+        hours = self.account.settings.wait_hours
+        if time.monotonic() - self.began > hours * 3600:
             raise KaggleError(
-                f"{self.run.id} is still {self.status.lower() or 'not visible'} after {self.account.settings.wait_hours:g} h; see {self.target.url}, and "
+                f"{self.run.id} is still {self.status.lower() or 'not visible'} after {hours:g} h; see {self.target.url}, and "
                 f"`mlkit kaggle attach {self.run.id}`",
                 passing=True,
             )
@@ -106,18 +101,38 @@ class Watch:
             if not e.passing:
                 raise
             if str(e) != self.trouble:
-                self.tell(f"{self.run.id}: {e}; it goes on there, and is asked again")
+                self.on_progress(f"{self.run.id}: {e}; it goes on there, and is asked again")
             self.trouble = str(e)
             return "", e.after
 
     def _show(self, lines: list[str]) -> None:
         for line in lines:
             if self.everything or re.match(r"epoch \d+/\d+ |mlkit: ", line):
-                self.tell(line if self.everything else f"{self.run.id}: {line}")
+                self.on_progress(line if self.everything else f"{self.run.id}: {line}")
+
+    def _show_rest(self) -> None:
+        log = self.log or LogStream(self.account, self.target)  # it may have ended unseen
+        log.over.wait(10)
+        self._show(log.take())
+        log.close()
 
 # %% ../../nbs/kaggle/12_session.ipynb #40e7f199
 class Detached(KeyboardInterrupt):
     "Ctrl-C while runs are followed; the text says that they go on, and how to attach."
+
+
+def _detached(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "interrupted; nothing was pushed"
+    gone = [r for r in runs if "pushed" in _events(r)]
+    lines = [f"{r.id}: `mlkit kaggle attach {r.id}`; to stop it, {target_of(r).url}" for r in gone]
+    lines += [
+        f"{r.id}: not pushed, as far as is known; the same command finds out"
+        for r in runs
+        if r not in gone
+    ]
+    title = "detached; what runs on Kaggle goes on, and can be stopped only on its page:"
+    return "\n".join([title, *lines])
 
 
 @contextlib.contextmanager
@@ -132,7 +147,7 @@ def held(
             raise KaggleError(f"another process follows {run.id}; wait for it, or end it") from e
         yield
 
-
+# %% ../../nbs/kaggle/12_session.ipynb #2b9abea3
 def collect(
     run: Run,  # ended on Kaggle
     watch: Watch,
@@ -142,17 +157,17 @@ def collect(
 ) -> RunRecord:
     "Bring home what there is, register the bundle, and return the run's record: done, failed or stopped."
     if watch.status != "COMPLETE":
-        said, cell = explain_failure(run, watch.status, watch.failure, watch.account)
-        run.finish("failed", error=said, cell=cell)
+        message, cell = explain_failure(run, watch.status, watch.failure, watch.account)
+        run.finish("failed", error=message, cell=cell)
         return read_run(run.folder)
-    told = pull(run, watch.account, watch.tell)
+    outputs = pull(run, watch.account, watch.on_progress)
     _note_image(run, watch)
     version = register(run, settings)
     if version:
-        watch.tell(
+        watch.on_progress(
             f"{run.id}: {version.ref} is in the registry, parity {version.manifest.parity.max_difference:.0e}"
         )
-    if any(e["event"] == "fit" and e.get("out_of_time") for e in told["events"]):
+    if any(e["event"] == "fit" and e.get("out_of_time") for e in outputs["events"]):
         run.finish(
             "stopped",
             error=f"{run.id} stopped at a checkpoint by its time budget; the same command goes on from there",
@@ -165,50 +180,31 @@ def collect(
 
 
 def _note_image(run: Run, watch: Watch) -> None:
-    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
-    request = fill(ApiGetKernelRequest(), **watch.target.fields)
+    method, target = "kernels.kernels_api_client.get_kernel", watch.target
     with contextlib.suppress(KaggleError):  # good to know, not needed
-        told = watch.account.call(
-            "kernels.kernels_api_client.get_kernel", request, watch.target.ref, patient=False
-        )
-        run.log("image", docker_image=told.metadata.docker_image)
+        kernel = watch.account.call(method, target.ref, patient=False, **target.fields)
+        run.log("image", docker_image=kernel.metadata.docker_image)
 
 
 def attach(
     run: Run,  # pushed, not ended
     settings: Settings,
     account: Account,
-    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
     *,
-    everything: bool = False,  # tell each line of the log
+    everything: bool = False,  # show each line of the log
 ) -> RunRecord:
     "Follow a run to its end and bring home what it made."
     if (record := read_run(run.folder)).status in ("done", "failed", "stopped"):
         return record
     with held(run):
-        watch = Watch(run, account, tell, everything=everything)
+        watch = Watch(run, account, on_progress, everything=everything)
         try:
             while not watch.poll():
                 time.sleep(0.1)
             return collect(run, watch, settings)
         except KeyboardInterrupt as e:
             raise Detached(_detached([run])) from e
-
-
-def _detached(runs: Sequence[Run]) -> str:
-    gone = [r for r in runs if "pushed" in _events(r)]
-    lines = [f"{r.id}: `mlkit kaggle attach {r.id}`; to stop it, {target_of(r).url}" for r in gone]
-    lines += [
-        f"{r.id}: not pushed, as far as is known; the same command finds out"
-        for r in runs
-        if r not in gone
-    ]
-    if not runs:
-        return "interrupted; nothing was pushed"
-    return "\n".join(
-        ["detached; what runs on Kaggle goes on, and can be stopped only on its page:", *lines]
-    )
 
 # %% ../../nbs/kaggle/12_session.ipynb #23188d01
 def find_run(
@@ -217,12 +213,12 @@ def find_run(
 ) -> Run:
     "Return a run that was sent to Kaggle; raise `KaggleError` naming those that there are."
     sent = [r for r in list_runs(settings.paths.runs) if r.kind == "kaggle"]
-    found = [r for r in sent if r.id.startswith(name) or r.id.endswith(name)]
-    exact = [r for r in found if r.id == name] or (found[:1] if not name else found)
+    close = [r for r in sent if r.id.startswith(name) or r.id.endswith(name)]
+    exact = [r for r in close if r.id == name] or (close[:1] if not name else close)
     if len(exact) != 1:
-        there = ", ".join(r.id for r in sent[:10]) or "none"
+        known = ", ".join(r.id for r in sent[:10]) or "none"
         raise KaggleError(
-            f"{'several runs are' if exact else 'no run is'} named {name!r}; those sent to Kaggle: {there}"
+            f"{'several runs are' if exact else 'no run is'} named {name!r}; those sent to Kaggle: {known}"
         )
     return Run(exact[0].folder)
 
@@ -236,18 +232,15 @@ def find_target(
         return Target(match[1], int(match[2] or 0), f"https://www.kaggle.com/code/{match[1]}")
     return target_of(find_run(settings, name))
 
-
+# %% ../../nbs/kaggle/12_session.ipynb #c7fe4af5
 def read_log(
     account: Account,
     target: Target,
 ) -> list[str]:
     "Return the lines that a kernel has printed until now."
     with account.stream(target) as answer:
-        if "event-stream" not in answer.headers.get("Content-Type", ""):
-            entries = decode_log(answer.text)
-        else:
-            entries = decode_log(list_outputs(account, target)[1])
-    return "".join(_plain(str(e.get("data", ""))) for e in entries).splitlines()
+        text = list_outputs(account, target)[1] if _is_stream(answer) else answer.text
+    return log_text(text).splitlines()
 
 
 def follow_log(

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .client import KaggleError
+from .retry import KaggleError
+from .transfer import write_archive
 
 # %% ../../nbs/kaggle/08_wheels.ipynb #f4fcc0b2
 _DISTRIBUTION = "mlkit-nb"
@@ -37,9 +38,9 @@ def build_wheel(
         if p.is_file() and p.suffix != ".pyc"
     }
     digest = hashlib.sha256(b"".join(k.encode() + v for k, v in files.items())).hexdigest()[:12]
-    told = importlib.metadata.metadata(_DISTRIBUTION)
+    about = importlib.metadata.metadata(_DISTRIBUTION)
     version = f"{mlkit.__version__}+{digest}"
-    needs = "".join(f"Requires-Dist: {r}\n" for r in told.get_all("Requires-Dist", []))
+    needs = "".join(f"Requires-Dist: {r}\n" for r in about.get_all("Requires-Dist", []))
     info = f"mlkit_nb-{version}.dist-info"
     files[f"{info}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: {_DISTRIBUTION}\nVersion: {version}\n{needs}Provides-Extra: train\nProvides-Extra: dev\n"
@@ -50,12 +51,7 @@ def build_wheel(
     record = "".join(f"{name},{_digest(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     path = folder / f"mlkit_nb-{version}-py3-none-any.whl"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
-    part.replace(path)
+    write_archive(path, files)
     return path
 
 
@@ -70,6 +66,7 @@ _NOT_THERE = {
     "ipykernel",
     "kaggle",
     "requests",
+    "tenacity",
     _DISTRIBUTION,
 }
 
@@ -85,6 +82,44 @@ def _needs() -> list[str]:
             needed.append(f"{r.name}{r.specifier}")
     return needed
 
+# %% ../../nbs/kaggle/08_wheels.ipynb #5aa53fdf
+def _requirements_of(wheel: Path, python: str) -> list[Any]:
+    "Return what a wheel requires on Kaggle's Linux."
+    from packaging.requirements import Requirement
+
+    where = {"python_version": _short(python), "python_full_version": python, "extra": ""}
+    where |= {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+    where |= {"platform_machine": "x86_64"}
+    with zipfile.ZipFile(wheel) as archive:
+        file = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        head = archive.read(file).decode("utf-8", "replace").split("\n\n")[0]
+    lines = (line.partition(":")[::2] for line in head.splitlines())
+    needed = [Requirement(value.strip()) for key, value in lines if key == "Requires-Dist"]
+    return [r for r in needed if r.marker is None or r.marker.evaluate(where)]
+
+
+def _short(python: str) -> str:
+    return ".".join(python.split(".")[:2])
+
+# %% ../../nbs/kaggle/08_wheels.ipynb #c0ef76cc
+def _download(requirement: Any, name: str, python: str, folder: Path) -> Path:
+    "Return the wheel of a requirement for an image's Python."
+    before = set(folder.glob("*.whl"))
+    platforms = [f"manylinux{x}_x86_64" for x in ("_2_34", "_2_28", "_2_27", "_2_17", "2014")]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--python-version", _short(python)]
+    command += [o for p in platforms for o in ("--platform", p)]
+    command += ["--dest", str(folder), f"{requirement.name}{requirement.specifier}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise KaggleError(
+            f"the image lacks {requirement}, and there is no wheel of it for Python {_short(python)}: {done.stderr.strip()[-300:]}"
+        )
+    if new := set(folder.glob("*.whl")) - before:
+        return new.pop()
+    stem = re.compile(rf"{re.escape(name).replace('-', '[-_.]')}-", re.IGNORECASE)
+    return next(p for p in before if stem.match(p.name.replace("_", "-")))
+
 
 def gather_wheels(
     image: Mapping[str, Any],  # what the first cell printed: python, missing, have
@@ -95,57 +130,15 @@ def gather_wheels(
     from packaging.utils import canonicalize_name
 
     have = {canonicalize_name(k): v for k, v in image["have"].items()}
-    short = ".".join(image["python"].split(".")[:2])
-    platforms = [f"manylinux{x}_x86_64" for x in ("_2_34", "_2_28", "_2_27", "_2_17", "2014")]
-    aim = ["--python-version", short, *(o for p in platforms for o in ("--platform", p))]
-    where = {"python_version": short, "python_full_version": image["python"], "extra": ""}
-    where |= {
-        "sys_platform": "linux",
-        "platform_system": "Linux",
-        "platform_machine": "x86_64",
-        "os_name": "posix",
-    }
     shutil.rmtree(folder, ignore_errors=True)  # those of another image
     folder.mkdir(parents=True)
-    open_ones, found = [Requirement(r) for r in image["missing"]], {}
-    while open_ones:
-        r = open_ones.pop()
+    missing, wheels = [Requirement(r) for r in image["missing"]], {}
+    while missing:
+        r = missing.pop()
         name = canonicalize_name(r.name)
-        there = have.get(name)
-        if name in found or (there and r.specifier.contains(there, prereleases=True)):
+        present = have.get(name)
+        if name in wheels or (present and r.specifier.contains(present, prereleases=True)):
             continue
-        before = set(folder.glob("*.whl"))
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            *aim,
-        ]
-        done = subprocess.run(
-            [*command, "--dest", str(folder), f"{r.name}{r.specifier}"],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise KaggleError(
-                f"the image lacks {r}, and there is no wheel of it for Python {short}: {done.stderr.strip()[-300:]}"
-            )
-        stem = re.compile(rf"{re.escape(name).replace('-', '[-_.]')}-", re.IGNORECASE)
-        new = set(folder.glob("*.whl")) - before
-        path = next(iter(new), None) or next(
-            p for p in folder.glob("*.whl") if stem.match(p.name.replace("_", "-"))
-        )
-        found[name] = path
-        with zipfile.ZipFile(path) as archive:
-            file = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-            lines = archive.read(file).decode("utf-8", "replace").split("\n\n")[0].splitlines()
-        for line in lines:
-            if line.startswith("Requires-Dist:"):
-                needed = Requirement(line.partition(":")[2].strip())
-                if needed.marker is None or needed.marker.evaluate(where):
-                    open_ones.append(needed)
-    return sorted(found.values())
+        wheels[name] = _download(r, name, image["python"], folder)
+        missing += _requirements_of(wheels[name], image["python"])
+    return sorted(wheels.values())
