@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'is_table', 'TableFile', 'read_table']
 
-# %% ../nbs/08_tables.ipynb #55cc2290
+# %% ../nbs/08_tables.ipynb #490c1b95
 import bz2
 import gzip
 import importlib
@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from .delimited import TableError
+from .delimited import TableError, to_text  # noqa: F401
 from mlkit.table_formats import (  # noqa: F401
     Row,
     Table,
@@ -27,7 +27,6 @@ from mlkit.table_formats import (  # noqa: F401
     _Json,
     _Text,
     needed,
-    to_text,
 )
 
 # %% ../nbs/08_tables.ipynb #c4a3646d
