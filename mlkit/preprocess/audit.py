@@ -102,7 +102,7 @@ def audit(
         pictures = tuple(track(seen, "Reading", len(found.examples), **bar))
     if found.task == _MASKS:
         pictures = _in_range(pictures, found.names)
-    return Audit(source, pictures, found.task, found.reason, found.names)
+    return Audit(source, pictures, found.task, found.reason, found.names, found.notes)
 
 
 def _is_binary(pictures: Iterable[Picture]) -> bool:
@@ -134,6 +134,7 @@ class Audit:
     names: tuple[str, ...] | None = (
         None  # labels or numbers, in order; None = the labels that occur
     )
+    notes: tuple[str, ...] = ()  # of the reader of tables
 
     @cached_property
     def readable(self) -> tuple[Picture, ...]:
@@ -258,6 +259,7 @@ class Audit:
             "duplicates": self.duplicates,
             "leakage": self.leakage,
             "conflicts": self.conflicts,
+            "notes": list(self.notes),
         }
 
     def _part(self, part: str) -> Any:
@@ -302,6 +304,7 @@ class Audit:
             )
         for what in ("unreadable", "duplicates", "leakage", "conflicts"):
             rows.append((what, _shorten(facts[what])))
+        rows += [("read as", note) for note in self.notes]
         return [*rows, ("fingerprint", self.fingerprint[:16])]
 
     def _repr_markdown_(self) -> str:

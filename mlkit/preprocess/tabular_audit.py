@@ -42,6 +42,11 @@ class Audit:
         "The columns that are learned from."
         return tuple(c for c in self.frame if c not in self.left_out and c not in self.goal.targets)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        "What the reader of tables noticed: the separator, the encoding, …"
+        return self.frame.attrs.get("notes", ())
+
     @cached_property
     def quarantine(self) -> dict[str, str]:
         "Row → problem of each row that cannot be learned from; the first data row is row 1."
@@ -107,6 +112,7 @@ class Audit:
             "columns": self.columns(),
             "unreadable": self.quarantine,
             "duplicates": self.duplicates,
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -135,6 +141,7 @@ class Audit:
             ("duplicates", f"{self.duplicates} (split by content, they are never on both sides)"),
             ("rows without a target", str(len(self.quarantine)) if self.quarantine else "none"),
         ]
+        rows += [("read as", note) for note in self.notes]
         return [*rows, ("fingerprint", self.fingerprint[:16])]
 
     def _repr_markdown_(self) -> str:

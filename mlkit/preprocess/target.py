@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ..config import Settings
-from .columns import _SKLEARN, SUFFIXES, read_table, type_of
+from .columns import _SKLEARN, read_table, type_of
 from .source import HELD, DataError, find_mount
 from .source import SUFFIXES as PICTURES
+from ..tables import is_table
 
 # %% ../../nbs/preprocess/05_target.ipynb #3c16f7fe
 _TARGETS = (
@@ -137,5 +138,7 @@ def _is_table(source: str, settings: Settings) -> bool:
     if source.startswith("kaggle:"):
         source = str(find_mount(source, settings.kaggle.input))
     path = Path(source).expanduser()
-    files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
-    return any(p.suffix.lower() in SUFFIXES for p in files) and not any(p.is_dir() for p in files)
+    if path.is_file():
+        return is_table(path, maybe=True)
+    files = sorted(path.glob("*")) if path.is_dir() else []
+    return any(map(is_table, files)) and not any(p.is_dir() for p in files)
