@@ -30,14 +30,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import mlkit.preprocess.audit as of_files
 import mlkit.preprocess.split as by_content
 from ..config import DataSettings, Settings
+from ..delimited import TableError, find_encoding
 from .cache import Tokens
-from .source import HELD, SUFFIXES, DataError, Example, find_mount, part_of
+from .columns import to_frame
+from mlkit.preprocess.source import (
+    HELD,
+    SUFFIXES,
+    DataError,
+    Example,
+    find_mount,
+    part_of,
+    table_of,
+)
 from .vision import batch_size, by_flag
+from ..tables import is_table
 
 # %% ../../nbs/preprocess/07_text.ipynb #168d44d7
-_TABLES = {".csv", ".tsv", ".parquet"}
-
-
 _TEXT = ("text", "sentence", "review", "comment", "message", "body", "content", "document")
 
 
@@ -61,7 +69,7 @@ def _root(source: str, settings: Settings) -> Path:
     if not source or not root.exists():
         raise DataError(f"{source!r} does not exist; {_EXPECTED}")
     if root.is_dir():
-        tables = [p for p in root.iterdir() if p.suffix.lower() in _TABLES]
+        tables = [p for p in root.iterdir() if is_table(p)]
         if len(tables) == 1 and not any(p.is_dir() for p in root.iterdir()):
             return tables[0]
     return root
@@ -89,17 +97,10 @@ def _files(root: Path) -> list[Example]:
 # %% ../../nbs/preprocess/07_text.ipynb #ba844729
 def _frame(
     path: Path,
-    rows: int | None = None,  # only the first of a CSV file
+    data: DataSettings,  # `encoding`
+    rows: int | None = None,  # only the first
 ) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        with open(path, encoding="utf-8-sig", errors="replace") as f:
-            sep = max(",;\t|", key=f.readline().count)
-        how = {"encoding": "utf-8-sig", "encoding_errors": "surrogateescape", "nrows": rows}
-        return pd.read_csv(path, sep=sep, dtype=object, keep_default_na=False, **how)
-    except (ValueError, OSError) as e:  # ParserError, ArrowInvalid, …
-        raise DataError(f"{path} cannot be read as a table: {e}") from e
+    return to_frame(table_of(path, data, most=rows))
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ def kind_of(
     if root.is_dir():
         pictures = any(p.suffix.lower() in SUFFIXES for p in root.rglob("*"))
         return None if pictures or not _files(root) else (_TASK, "folders of .txt files")
-    if root.suffix.lower() not in _TABLES:
+    if not is_table(root, maybe=True):
         return None
-    frame = _frame(root, 1000)
+    frame = _frame(root, settings.data, 1000)
     found = find_columns(frame, settings.data)
     if not found or found.share < 0.8 or frame[found.label].nunique() > len(frame) / 2:
         return None
@@ -193,11 +194,13 @@ def _looked(example: Example, text: Any) -> Text:
     return Text(example, text, digest, None if example.label else "no label")
 
 
-def _read_file(example: Example) -> Text:
+def _read_file(example: Example, encoding: str) -> Text:
     try:
-        return _looked(example, example.path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return Text(example, "", "", "not UTF-8")
+        data = example.path.read_bytes()
+        found = find_encoding([data], example.name, encoding)
+        return _looked(example, data.decode(found.name, found.errors))
+    except (UnicodeDecodeError, TableError):
+        return Text(example, "", "", "not UTF-8, UTF-16 or cp1252: set data.encoding")
     except OSError as e:
         return Text(example, "", "", e.strerror or "cannot be opened")
 
@@ -207,24 +210,32 @@ def read_texts(
     settings: Settings,
 ) -> list[Text]:
     "Return the texts of `source` in order; raise `DataError` that says what was looked for and found."
+    return list(_read(source, settings)[0])
+
+
+def _read(source: str, settings: Settings) -> tuple[list[Text], tuple[str, ...]]:
+    "Return the texts, and what the reader of tables noticed."
     root = _root(source, settings)
     if root.is_dir():
         if not (files := _files(root)):
             raise DataError(f"{source!r} holds no .txt file in a class folder; {_EXPECTED}")
-        return [_read_file(e) for e in files]
-    frame = _frame(root)
+        return [_read_file(e, settings.data.encoding) for e in files], ()
+    frame = _frame(root, settings.data)
     found = find_columns(frame, settings.data) if len(frame) else None
     if not found:
         there = ", ".join(map(str, frame.columns[:50]))
         raise DataError(
             f"{source!r} has {len(frame)} rows and the columns {there}; name the one with the labels in data.target, and drop others by data.ignore"
         )
-    held = frame[HELD] if HELD in frame else [None] * len(frame)
+    held = [None] * len(frame)
+    if HELD in frame:
+        held = frame[HELD].where(frame[HELD].notna(), "")
     rows = zip(frame[found.text], map(_label, frame[found.label]), held, strict=True)
-    return [
+    texts = [
         _looked(Example(root, label, f"row {i}", part_of(part, f"{source}, row {i}")), text)
         for i, (text, label, part) in enumerate(rows, 1)
     ]
+    return texts, frame.attrs["notes"]
 
 
 def _label(value: Any) -> str:
@@ -276,6 +287,7 @@ class Audit(of_files.Audit):
             "duplicates": self.duplicates,
             "leakage": self.leakage,
             "conflicts": self.conflicts,
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -298,6 +310,7 @@ class Audit(of_files.Audit):
             ),
             *((part, f"{sum(c.values())} examples") for part, c in facts["parts"].items()),
             *((what, _first(found)) for what, found in {"unreadable": bad, **groups}.items()),
+            *(("read as", note) for note in self.notes),
             ("fingerprint", self.fingerprint[:16]),
         ]
 
@@ -312,7 +325,8 @@ def audit(
     settings: Settings,  # sections data and kaggle
 ) -> Audit:
     "Return what is in the source, every text read."
-    return Audit(source, tuple(read_texts(source, settings)), max_tokens=settings.data.max_tokens)
+    texts, notes = _read(source, settings)
+    return Audit(source, tuple(texts), notes=notes, max_tokens=settings.data.max_tokens)
 
 
 class Split(by_content.Split):
