@@ -51,7 +51,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="INPUT…",
-            help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
+            help="Files, folders, quoted patterns with * or **; tables (CSV and its kin, JSON, Parquet, Excel, compressed too) of rows, texts or paths; - is stdin.",
         ),
     ],
     out: Annotated[
@@ -101,7 +101,10 @@ def predict(
             f"{manifest.name} has no probabilities: its answers are {manifest.output.kind}; leave --probabilities out"
         )
     kept = None if keep is None else [name for name in keep.split(",") if name]
-    given = Inputs(inputs, manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
+    how = {"stdin": sys.stdin.buffer, "encoding": settings.data.encoding}
+    given = Inputs(inputs, manifest.input, column=column, keep=kept, **how)
+    for table, notes in given.notes.items():
+        print(f"{table}: {'; '.join(notes)}", file=sys.stderr)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
     if on == "ray":

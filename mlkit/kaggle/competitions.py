@@ -13,26 +13,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..delimited import TableError, to_text
 from .client import Account, KaggleError, Target, fill, split_ref
 from .transfer import upload
+from ..tables import TableFile
 
 # %% ../../nbs/kaggle/04_competitions.ipynb #0db152eb
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    "Return the columns and the rows, with values as texts."
+    try:
+        file = TableFile(path)
+        rows = [row for _, row in file if isinstance(row, dict)]
+    except TableError as e:
+        raise KaggleError(str(e)) from e
+    return [*file.names], [{n: to_text(row.get(n)) for n in file.names} for row in rows]
+
+
 def shape_submission(
-    predictions: Path,  # CSV from `mlkit predict --out`
+    predictions: Path,  # from `mlkit predict --out`: CSV or Parquet
     sample: Path,  # the competition's sample submission: an identifier, then what is predicted
     path: Path,  # written
 ) -> Path:
     "Write the predictions in the form and order of the sample; raise `KaggleError` naming identifiers without one."
-    with open(predictions, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    with open(sample, newline="", encoding="utf-8-sig") as f:
-        head, *wanted = list(csv.reader(f))
+    has, rows = _table(predictions)
+    head, wanted = _table(sample)
     if len(head) != 2:
         raise KaggleError(
             f"{sample} has {len(head)} columns, {', '.join(head)}; only an identifier and one value can be filled in"
         )
     identifier, value = head
-    has = list(rows[0]) if rows else []
     answers = (f"predicted_{value}", "predicted_label", "label", value)
     said = next((name for name in answers if name in has), None)
     if not said or "input" not in has:
@@ -45,12 +54,13 @@ def shape_submission(
         return (row[identifier],) if identifier in has else (path.stem, path.name, row["input"])
 
     labels = {key: row[said] for row in rows if row[said] for key in keys(row)}
-    if lacking := [line[0] for line in wanted if line[0] not in labels]:
+    if lacking := [line[identifier] for line in wanted if line[identifier] not in labels]:
         raise KaggleError(
             f"{predictions} has nothing for {len(lacking)} of {len(wanted)} identifiers of {sample}: {', '.join(lacking[:5])}"
         )
     with open(path, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([head, *([line[0], labels[line[0]]] for line in wanted)])
+        asked = (line[identifier] for line in wanted)
+        csv.writer(f).writerows([head, *([name, labels[name]] for name in asked)])
     return path
 
 
