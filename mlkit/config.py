@@ -84,6 +84,9 @@ class DataSettings(_Section):
     source: str = Field(
         "", description="folder, CSV or Parquet file, sklearn:digits or kaggle:owner/dataset"
     )
+    encoding: str = Field(
+        "", description="of tables as text, such as cp1252 or utf-16; empty = found out, by file"
+    )
     task: str = Field(
         "", description="what is learned, such as image-classification; empty = inferred"
     )

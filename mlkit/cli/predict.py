@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/cli/06_predict.ipynb #4d61567e
 _INPUTS = typer.Argument(
     metavar="INPUT…",
-    help="Files, folders, quoted patterns with * or **; tables (.csv, .parquet, .jsonl) of rows, texts or paths; - is stdin.",
+    help="Files, folders, quoted patterns with * or **; tables (CSV and its kin, JSON, Parquet, Excel, compressed too) of rows, texts or paths; - is stdin.",
 )
 _ON_RAY = typer.Option(
     "--on",
@@ -85,8 +85,11 @@ def predict(
         raise MlkitError(
             f"{name} has no probabilities: its answers are {kind}; leave --probabilities out"
         )
-    kept = None if keep is None else [word for word in keep.split(",") if word]
-    given = Inputs(inputs, version.manifest.input, column=column, keep=kept, stdin=sys.stdin.buffer)
+    kept = None if keep is None else [name for name in keep.split(",") if name]
+    how = {"stdin": sys.stdin.buffer, "encoding": settings.data.encoding}
+    given = Inputs(inputs, version.manifest.input, column=column, keep=kept, **how)
+    for table, notes in given.notes.items():
+        print(f"{table}: {'; '.join(notes)}", file=sys.stderr)
     for table, lacking in given.lacking.items():
         print(f"{table} lacks columns: {', '.join(lacking)}", file=sys.stderr)
     if on == "ray":

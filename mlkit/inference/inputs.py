@@ -6,21 +6,18 @@
 __all__ = ['TABLES', 'BatchError', 'Strings', 'pyarrow', 'place', 'Item', 'Inputs']
 
 # %% ../../nbs/inference/10_inputs.ipynb #326cadb3
-import csv
 import glob
-import importlib
 import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..bundle.manifest import Input
 from ..config import MlkitError, listed, nearest
+from ..delimited import TableError, to_text
+from ..tables import SUFFIXES, TableFile, is_table, needed
 
 # %% ../../nbs/inference/10_inputs.ipynb #81ef69b8
 class BatchError(MlkitError):
@@ -28,80 +25,25 @@ class BatchError(MlkitError):
 
 
 class Strings(dict):
-    "A row of a CSV: its values are texts, whatever they mean."
+    "A row of a table: its values are texts, as a CSV would have them, whatever they mean."
 
 
 class _Wrong(str):
     "What is wrong, in place of a row."
 
 
-TABLES = (".csv", ".parquet", ".jsonl")
-
-
-def _rows(
-    path: Path | None,  # None: `stdin`
-    stdin: BinaryIO | None = None,
-) -> Iterator[Any]:
-    "Yield the names of the columns, then each row as a dict, or as `_Wrong`."
-    suffix, name = (path.suffix.lower(), str(path)) if path else ("", "stdin")
-    if suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    with path.open("rb") if path else stdin as raw:
-        lines = suffix == ".jsonl" or (not path and raw.peek(64).lstrip().startswith(b"{"))
-        text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
-        try:
-            yield from (_json_rows if lines else _csv_rows)(text)
-        except (csv.Error, UnicodeDecodeError) as e:
-            kind = "JSON lines" if lines else "CSV"
-            raise BatchError(f"{name} cannot be read as {kind} in UTF-8: {e}") from e
-
-
-def _csv_rows(text: Iterable[str]) -> Iterator[Any]:
-    csv.field_size_limit(1 << 30)  # a text may be long
-    reader = csv.reader(text)
-    yield (head := next(reader, []))
-    for cells in filter(None, reader):
-        if len(cells) == len(head):
-            yield Strings(zip(head, cells, strict=True))
-        else:
-            yield _Wrong(f"the row has {len(cells)} cells, and the table {len(head)} columns")
-
-
-def _json_rows(text: Iterable[str]) -> Iterator[Any]:
-    head = None
-    for line in filter(str.strip, text):
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            row = _Wrong(f"the line is no JSON: {e}")
-        if not isinstance(row, dict | _Wrong):
-            row = _Wrong("the line should be a JSON object")
-        if head is None:
-            yield (head := [] if isinstance(row, _Wrong) else list(row))
-        yield row
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    parquet = pyarrow("parquet")
-    try:
-        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
-            yield file.schema_arrow.names
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as e:  # those of pyarrow are both, or one
-        raise BatchError(f"{path} cannot be read as Parquet: {e}") from e
+TABLES = SUFFIXES
 
 
 def pyarrow(
     part: str = "",  # such as parquet
 ) -> Any:
     "Return the library pyarrow, or a part of it; raise `BatchError` where it is not installed."
+    remedy = 'pip install pyarrow`, or the training half: `pip install ".[train]"'
     try:
-        return importlib.import_module(f"pyarrow.{part}" if part else "pyarrow")
-    except ModuleNotFoundError as e:
-        remedy = '`pip install pyarrow`, or the training half: `pip install ".[train]"`'
-        raise BatchError(f"Parquet needs pyarrow, which is not installed; {remedy}") from e
+        return needed(f"pyarrow.{part}" if part else "pyarrow", "Parquet", remedy)
+    except TableError as e:
+        raise BatchError(str(e)) from e
 
 
 def place(
@@ -134,23 +76,20 @@ def _reached(path: Any, word: str) -> Any:
 class _Table:
     "The rows of a file, or of stdin, which comes only once; `names` are its columns."
 
-    def __init__(self, path: Path | None, stdin: BinaryIO | None = None):
-        self.path, self.name = path, str(path) if path else "stdin"
-        self.begun = _rows(path, stdin)
-        self.names: list[str] = next(self.begun, [])
-        if path:  # there may be many: they are not all held open
-            self.begun.close()
-        self.types: dict[str, Any] = {}  # Arrow's, where the file has them
-        if path and path.suffix.lower() == ".parquet":
-            with path.open("rb") as raw:
-                schema = pyarrow("parquet").read_schema(raw)
-            self.types = dict(zip(schema.names, schema.types, strict=True))
-        if twice := sorted({n for n in self.names if self.names.count(n) > 1}):
-            raise BatchError(f"{self.name} has more than one column {', '.join(map(repr, twice))}")
+    def __init__(self, path: Path | None, stdin: BinaryIO | None = None, encoding: str = ""):
+        try:
+            self.file = TableFile(path, stdin=stdin, encoding=encoding)
+        except TableError as e:
+            raise BatchError(str(e)) from e
+        self.path, self.name = path, self.file.name
+        self.names, self.types, self.notes = [*self.file.names], self.file.types, self.file.notes
 
     def __iter__(self) -> Iterator[dict[str, Any] | _Wrong]:
-        rows = _rows(self.path) if self.path else self.begun
-        return islice(rows, 1, None) if self.path else rows
+        try:
+            for _, row in self.file:
+                yield _Wrong(row) if isinstance(row, str) else row
+        except TableError as e:
+            raise BatchError(str(e)) from e
 
 # %% ../../nbs/inference/10_inputs.ipynb #77bc29df
 @dataclass(frozen=True, slots=True)
@@ -199,8 +138,9 @@ class Inputs:
         column: str = "",  # that holds the path or the text; empty: path or text, or the only one
         keep: Sequence[str] | None = None,  # columns that rows keep; None = all
         stdin: BinaryIO | None = None,  # what - means, buffered
+        encoding: str = "",  # `data.encoding`, of tables as text; empty = found out
     ):
-        self.spec, self.column, self.stdin = spec, column, stdin
+        self.spec, self.column, self.stdin, self.encoding = spec, column, stdin, encoding
         if list(words).count("-") > 1:
             raise BatchError("stdin (-) is given twice; it can be read once")
         self.sources = [source for word in words for source in self._sources(word)]
@@ -211,6 +151,7 @@ class Inputs:
                 f"{len(missing)} of {len(self.sources)} inputs do not exist: {listed(missing)}"
             )
         tables = [s for s in self.sources if isinstance(s, _Table)]
+        self.notes = {t.name: t.notes for t in tables if t.notes}  # table → what was noticed
         self.lacking: dict[str, list[str]] = {}  # table → columns of the model that it has not
         for table in tables:
             self._check(table)
@@ -241,12 +182,12 @@ class Inputs:
 
     @property
     def _suffixes(self) -> tuple[str, ...]:
-        return {"image": (), "text": (".txt",), "table": TABLES}[self.spec.kind]
+        return {"image": (), "text": (".txt",), "table": SUFFIXES}[self.spec.kind]
 
     def _sources(self, word: str) -> Iterator[Any]:
         rows = self.spec.kind == "table"
         if word == "-":
-            yield _Table(None, self.stdin) if rows else "-"
+            yield _Table(None, self.stdin, self.encoding) if rows else "-"
             return
         path = _reached(place(word), word)
         if not path.exists() and glob.has_magic(word):
@@ -264,10 +205,9 @@ class Inputs:
             yield self._source(path)
 
     def _source(self, path: Path) -> Any:
-        if path.is_file() and path.suffix.lower() in TABLES:
-            return _Table(path)
-        if path.exists() and self.spec.kind == "table":
-            raise BatchError(f"{path} is no table; it should end in {', '.join(TABLES)}")
+        rows = self.spec.kind == "table"
+        if path.is_file() and (rows or is_table(path)):
+            return _Table(path, encoding=self.encoding)
         return path
 
     def _check(self, table: _Table) -> None:
@@ -304,8 +244,9 @@ class Inputs:
             if not holder:
                 yield Item(name, _of_model(row, self.spec.columns), kept)
             elif self.spec.kind == "text":
-                yield Item(name, {"text": row.get(holder)}, kept)
-            elif isinstance(path := row.get(holder), str) and path:
+                text = row.get(holder)
+                yield Item(name, {"text": text.strip() if isinstance(text, str) else text}, kept)
+            elif path := to_text(row.get(holder)):
                 yield _file(path, folder, kept)
             else:
                 yield Item(name, None, kept, f"{holder} is empty")
@@ -323,6 +264,8 @@ class Inputs:
 def _file(path: str, folder: Any = Path(), kept: tuple[Any, ...] = ()) -> Item:
     try:
         there = place(path) if "://" in path else folder / path
+        if "\\" in path and not there.exists():  # written on Windows
+            there = folder / path.replace("\\", "/")
     except BatchError as e:
         return Item(path, None, kept, str(e))
     return Item(str(there), there, kept)
@@ -344,24 +287,17 @@ def _walk(
         if path.is_dir():
             if not path.is_symlink():  # it may lead back here
                 yield from _walk(path, suffixes)
-        elif path.is_file() and (not suffixes or path.suffix.lower() in suffixes):
+        elif path.is_file() and (
+            not suffixes
+            or path.suffix.lower() in suffixes
+            or (suffixes is SUFFIXES and is_table(path))
+        ):
             yield path
 
 
 def _of_model(
     row: dict[str, Any],  # as read
     columns: Sequence[Any],  # of a `TableInput`
-) -> dict[str, Any]:
-    "Return the model's columns of the row, with values as JSON has them; the cells of a CSV stay `Strings`."
-    names = [c.name for c in columns if c.name in row]
-    if isinstance(row, Strings):
-        return Strings((name, row[name]) for name in names)
-    return {name: _value(row[name]) for name in names}
-
-
-def _value(value: Any) -> Any:  # from Parquet, or from JSON, which may say NaN
-    if isinstance(value, date):  # a datetime too
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return float(value)
-    return None if value != value else value  # NaN is not equal to itself
+) -> Strings:
+    "Return the model's columns of the row as texts, so that a value means the same in every format."
+    return Strings((c.name, to_text(row[c.name])) for c in columns if c.name in row)

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..config import listed
+from ..delimited import TableError, to_text
 from .client import Account, Target, split_ref
 from .retry import KaggleError, retrying
 from .transfer import announce, upload
+from ..tables import TableFile
 
 # %% ../../nbs/kaggle/04_competitions.ipynb #0db152eb
 def _answers(
@@ -36,16 +39,25 @@ def _answers(
     return {key: row[answer] for row in rows if row[answer] for key in keys(row)}
 
 
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    "Return the columns and the rows, with values as texts."
+    try:
+        file = TableFile(path)
+        rows = [row for _, row in file if isinstance(row, dict)]
+    except TableError as e:
+        raise KaggleError(str(e)) from e
+    return [*file.names], [{n: to_text(row.get(n)) for n in file.names} for row in rows]
+
+
 def shape_submission(
-    predictions: Path,  # CSV from `mlkit predict --out`
+    predictions: Path,  # table from `mlkit predict --out`
     sample: Path,  # the competition's sample submission: an identifier, then what is predicted
     path: Path,  # written
 ) -> Path:
     "Write the predictions in the form and order of the sample; raise `KaggleError` naming identifiers without one."
-    with open(predictions, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    with open(sample, newline="", encoding="utf-8-sig") as f:
-        head, *wanted = list(csv.reader(f))
+    _, rows = _table(predictions)
+    head, samples = _table(sample)
+    wanted = [list(row.values()) for row in samples]
     if len(head) != 2:
         raise KaggleError(
             f"{sample} has {len(head)} columns, {', '.join(head)}; only an identifier and one value can be filled in"
@@ -53,7 +65,7 @@ def shape_submission(
     answers = _answers(predictions, *head, rows)
     if lacking := [line[0] for line in wanted if line[0] not in answers]:
         raise KaggleError(
-            f"{predictions} has nothing for {len(lacking)} of {len(wanted)} identifiers of {sample}: {', '.join(lacking[:5])}"
+            f"{predictions} has nothing for {len(lacking)} of {len(wanted)} identifiers of {sample}: {listed(lacking, 5)}"
         )
     with open(path, "w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([head, *([line[0], answers[line[0]]] for line in wanted)])

@@ -145,7 +145,7 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
     ]
     tables = [p for p in tables if role_of(p.stem).part == "train"] or tables
     index = FileIndex(found.folder, found.images)
-    naming = [p for p in tables if file_columns(text_table(p, settings), index)]
+    naming = [p for p in tables if file_columns(text_table(p, settings).columns, index)]
     if len(naming) > 1:
         raise DataError(
             f"{found.given!r}: {', '.join(p.name for p in naming)} all name its images; give the file that is meant"
@@ -158,10 +158,10 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
 
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
-    columns = text_table(found.root, settings)
+    cells = text_table(found.root, settings)
     for folder in (found.root.parent, found.root.parent.parent):
         near = look(str(folder), settings)
-        if near.images and (examples := named_files(found.root, columns, near, settings.data)):
+        if near.images and (examples := named_files(found.root, cells, near, settings.data)):
             return examples
     return None
 

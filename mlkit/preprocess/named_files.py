@@ -18,6 +18,7 @@ from typing import Any
 from ..config import DataSettings, listed
 from mlkit.preprocess.source import (
     HELD,
+    Cells,
     DataError,
     Example,
     Examples,
@@ -325,14 +326,15 @@ def names_in(
             return tuple(line.strip() for line in lines if line.strip())
     return None
 
-# %% ../../nbs/preprocess/01_named_files.ipynb #d35f8c40
+# %% ../../nbs/preprocess/01_named_files.ipynb #3eb9fa68
 def named_files(
     path: Path,  # of the table
-    columns: Mapping[str, Sequence[str]],  # its cells, as text; empty for nothing
+    cells: Cells,
     source: Source,  # whose images may be named
     data: DataSettings,
 ) -> Examples | None:
     "Return the images that the table names, and what is to be learned; None where no column names images. Raise `DataError`."
+    columns = cells.columns
     found = file_columns(columns, FileIndex(source.folder, source.images))
     if not found:
         return None
@@ -351,6 +353,7 @@ def named_files(
             f"{path}: column {column!r} names images, and no other column says what is to be learned of them"
         )
     notes = [
+        *cells.notes,
         f"column {column!r} names the images",
         *(
             f"column {c!r} is not learned: it numbers the rows or never changes"
@@ -358,7 +361,7 @@ def named_files(
         ),
     ]
     notes += [f"column {part[0]!r} says the part"] if part else []
-    _check_missing(path, columns[column], found[column])
+    _check_missing(path, cells, columns[column], found[column])
     masks = next((c for c in others if c in free), None)
     if masks and data.task in ("", MASKS) and asked <= {"", masks}:
         learned = _Learned(MASKS, f"column {masks}: an image each", (masks,))
@@ -367,33 +370,30 @@ def named_files(
         learned = _purpose({c: free[c] for c in targets}, data.task)
         if more := [c for c in free if c not in targets]:
             notes.append(f"columns that are not read: {', '.join(more)}; data.target names others")
-    return _examples(path, columns, source, data, learned, (found, column, part), notes)
+    return _examples(path, cells, data, learned, (found, column, part), notes)
 
-# %% ../../nbs/preprocess/01_named_files.ipynb #e0c4721f
-def _check_missing(path: Path, cells: Sequence[str], paths: Sequence[Path | None]) -> None:
-    bare = [str(i) for i, c in enumerate(cells, 2) if not c]
+# %% ../../nbs/preprocess/01_named_files.ipynb #035a49b1
+def _check_missing(
+    path: Path, cells: Cells, names: Sequence[str], paths: Sequence[Path | None]
+) -> None:
+    bare = [str(line) for line, c in zip(cells.lines, names, strict=True) if not c]
     if bare:
         raise DataError(
             f"{path} names no file in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
         )
-    missing = [c for c, p in zip(cells, paths, strict=True) if p is None]
+    missing = [c for c, p in zip(names, paths, strict=True) if p is None]
     if missing:
         raise DataError(
-            f"{path} names {len(missing)} of {len(cells)} files that do not exist: {listed(missing)}",
+            f"{path} names {len(missing)} of {len(names)} files that do not exist: {listed(missing)}",
             missing,
         )
 
 
 def _examples(
-    path: Path,
-    columns: Mapping,
-    source: Source,
-    data: DataSettings,
-    learned: _Learned,
-    places: tuple,
-    notes: list[str],
+    path: Path, cells: Cells, data: DataSettings, learned: _Learned, places: tuple, notes: list[str]
 ) -> Examples:
     found, column, part = places
+    columns, lines = cells.columns, cells.lines
     names: tuple[str, ...] | None = learned.targets
     if learned.between is not None:
         names = names_in(path.parent, "classes.txt")
@@ -402,24 +402,30 @@ def _examples(
     flags = [flags_of(columns[c]) or {} for c in learned.targets]
     examples = []
     for i, file in enumerate(found[column]):
-        cells = tuple(columns[c][i] for c in learned.targets)
+        values = tuple(columns[c][i] for c in learned.targets)
         if learned.task == MASKS:
             mask = found[learned.targets[0]][i]
             what = {
                 "label": "",
                 "target": mask,
-                "problem": None if mask else f"there is no mask {cells[0]!r}",
+                "problem": None if mask else f"there is no mask {values[0]!r}",
             }
         else:
-            what = _target_of(cells, learned, names if learned.between is not None else None, flags)
+            what = _target_of(
+                values, learned, names if learned.between is not None else None, flags
+            )
         keys = {
             k: columns[c][i]
             for k, c in (("group", data.group), ("time", data.time))
             if c in columns
         }
-        side = part[1](columns[part[0]][i], f"{path}, line {i + 2}") if part else ""
+        side = part[1](columns[part[0]][i], f"{path}, line {lines[i]}") if part else ""
         examples.append(Example(file, name=columns[column][i], part=side, **what, **keys))
-    bare = [str(i) for i, e in enumerate(examples, 2) if learned.task == CLASS and not e.label]
+    bare = [
+        str(line)
+        for line, e in zip(lines, examples, strict=True)
+        if learned.task == CLASS and not e.label
+    ]
     if bare:
         raise DataError(
             f"{path} has no label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"

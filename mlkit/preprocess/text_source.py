@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'TASK', 'word_count', 'is_prose', 'number_of_any', 'TextColumns', 'find_columns', 'names_of', 'letters',
-           'has_classes', 'TextExamples', 'text_examples', 'text_file']
+           'has_classes', 'TextExamples', 'text_examples']
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #65b145ec
 import re
@@ -16,7 +16,7 @@ from ..config import DataSettings, Settings, listed
 from .image_source import one_spelling
 from .layouts import by_folder, settle
 from .named_files import counts_rows, mostly, number_of, part_column
-from .source import DataError, Example, Examples, Source, role_of, text_table
+from .source import DataError, Example, Examples, Source, text_table
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #11fb095d
 _NAMES = (
@@ -178,9 +178,8 @@ def text_examples(
     settings: Settings,  # section data
 ) -> TextExamples | None:
     "Return the texts of a source and what they are for; None where there are none with a label. Raise `DataError`."
-    table = text_file(found)
-    if table:
-        return _of_table(table, settings)
+    if found.table:
+        return _of_table(found.table, settings)
     kept, notes = settle(by_folder(found.root, found.texts), "texts")
     if not kept:
         return None
@@ -192,22 +191,10 @@ def text_examples(
     notes = (*notes, *alike, *found.notes("text"))
     return TextExamples(TASK, "folders of .txt files", tuple(listed), None, notes)
 
-
-def text_file(
-    found: Source,
-) -> Path | None:
-    "Return the table that is learned from: the file itself, or in a folder the only one, or train of train and test."
-    if not found.root.is_dir():
-        return found.root
-    top = [p for p in found.tables if "submission" not in p.stem.lower()]
-    train = [p for p in top if role_of(p.stem).part == "train"]
-    others = [p for p in top if role_of(p.stem).part not in ("test", "valid")]
-    best = train or others or top
-    return best[0] if len(best) == 1 else None
-
 # %% ../../nbs/preprocess/07_text_source.ipynb #5dcc3eaf
 def _of_table(path: Path, settings: Settings) -> TextExamples | None:
-    columns = text_table(path, settings)
+    cells = text_table(path, settings)
+    columns = cells.columns
     found = find_columns(columns, settings.data)
     if found is None:
         return None
@@ -231,4 +218,6 @@ def _of_table(path: Path, settings: Settings) -> TextExamples | None:
         "\n".join(filter(None, cells))
         for cells in zip(*(columns[t] for t in found.texts), strict=True)
     )
-    return TextExamples(TASK, found.reason, tuple(examples), None, found.notes, texts, found.texts)
+    return TextExamples(
+        TASK, found.reason, tuple(examples), None, (*cells.notes, *found.notes), texts, found.texts
+    )

@@ -31,14 +31,7 @@ from ..preprocess.source import DataError, Source, text_table
 from ..preprocess.tabular import dataloaders, prepared, split
 from ..preprocess.tabular_audit import audit
 from ..preprocess.target import Target, find_target
-from mlkit.preprocess.text_source import (
-    MOST,
-    find_columns,
-    has_classes,
-    is_prose,
-    letters,
-    text_file,
-)
+from ..preprocess.text_source import MOST, find_columns, has_classes, is_prose, letters
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/03_tabular.ipynb #d921ec91
@@ -236,7 +229,7 @@ def match(
     settings: Settings,
 ) -> Match | None:
     "Return what a table is for, None if there is none; raise `DataError` where it holds texts and nothing says whether they count."
-    path = found.root if found.given.startswith("sklearn:") else text_file(found)
+    path = found.table
     if path is None or found.images and path == found.root and not found.tables:
         return None
     goal = Match(*_task_of(str(path), settings), sure=not (found.images or found.texts))
@@ -250,7 +243,7 @@ def _task_of(path: str, settings: Settings) -> tuple[str, str]:
 
 def _beside_texts(path: Path, goal: Match, settings: Settings) -> Match | None:
     "Return the match unless texts say most of what the table says."
-    columns, data = text_table(path, settings), settings.data
+    columns, data = text_table(path, settings).columns, settings.data
     aside = {w.strip() for w in f"{data.ignore},{data.keep}".split(",")}
     prose = [c for c, v in columns.items() if c not in aside and is_prose(c, v)]
     share = letters(columns, prose) / max(letters(columns, columns), 1)

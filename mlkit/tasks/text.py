@@ -33,13 +33,7 @@ from ..model.text import learner, vocab_of
 from ..preprocess.source import Source, text_table
 from ..preprocess.text import dataloaders
 from ..preprocess.text_audit import CHARACTERS, audit
-from mlkit.preprocess.text_source import (
-    find_columns,
-    has_classes,
-    is_prose,
-    text_examples,
-    text_file,
-)
+from ..preprocess.text_source import find_columns, has_classes, is_prose, text_examples
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/04_text.ipynb #8ad99674
@@ -208,11 +202,11 @@ def match(
     settings: Settings,
 ) -> Match | None:
     "Return what texts are for, None if there are none with a label; raise `DataError` for a column that is not there."
-    path = text_file(found)
+    path = found.table
     if found.given.startswith("sklearn:") or not (found.texts or path):
         return None
     if path and not settings.data.text:
-        columns = text_table(path, settings)
+        columns = text_table(path, settings).columns
         if not any(is_prose(c, v) for c, v in columns.items()):
             return None
         texts = find_columns(columns, settings.data)
