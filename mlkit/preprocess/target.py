@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import Settings, listed
+from .cells import counts_rows, part_column
 from .columns import type_of
-from .named_files import counts_rows, part_column
 from .source import DataError
 
 # %% ../../nbs/preprocess/05_target.ipynb #db54d5c1

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed
+from .cells import counts_rows, mostly, number_of, part_column
 from .image_source import one_spelling
 from .layouts import by_folder, settle
-from .named_files import counts_rows, mostly, number_of, part_column
 from .source import DataError, Example, Examples, Source, text_table
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #11fb095d
