@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -45,6 +45,12 @@ def needed(
 
 # %% ../nbs/07_table_formats.ipynb #91d51554
 Row = tuple[int, dict[str, Any] | str]  # its line; a sentence: what is wrong with it
+
+
+def _let_go(text: io.TextIOWrapper) -> None:
+    "Leave the file below open, or closed, as its owner has it."
+    with suppress(ValueError):
+        text.detach()
 
 
 class _Records:
@@ -182,6 +188,8 @@ class _Text(_Records):
             raise TableError(self._not(e, line)) from e
         except csv.Error as e:
             raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
+        finally:
+            _let_go(text)
 
 # %% ../nbs/07_table_formats.ipynb #9757ac00
 def _cell(value: Any) -> str:
@@ -307,11 +315,12 @@ class _Json:
     def rows(self, raw: BinaryIO) -> Iterator[Row]:
         "Yield the rows."
         text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors)
-        for line, row in self._parsed(text):
-            yield (
-                line,
-                {self.own.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row,
-            )
+        try:
+            for line, row in self._parsed(text):
+                named = isinstance(row, dict)
+                yield line, {self.own.get(k, k): v for k, v in row.items()} if named else row
+        finally:
+            _let_go(text)
 
     def whole(self, raw: BinaryIO, most: int | None) -> Table:
         "Return the table; raise `TableError` naming the lines that are no objects."

@@ -113,23 +113,22 @@ _PATTERNS = (
     r"^([^_.-]+)[_.-].*$",  # healthy-p12-3.png, 7-450.png
     r"^.*[_.-]([^_.-]+)\.\w+$",  # p12_healthy.png
 )
-_CAMERAS = set(
-    "img image dsc dscn dscf imag pic pict picture photo screenshot scan frame file p px pxl mvi gopr wp".split()
-)
+_CAMERAS = set("img image dsc dscn dscf imag pic pict picture photo screenshot scan frame file p px pxl mvi gopr wp".split())
 
 
 def labels_by(
     pattern: str,  # with one group: the class
     files: Sequence[Path],
+    key: str = "data.label_pattern",  # the setting that it is
 ) -> list[str]:
     "Return the class of each file by its name, or by its path where the name does not fit; empty where neither does."
     try:
         regex = re.compile(pattern)
     except re.error as e:
-        raise DataError(f"data.label_pattern = {pattern!r} is not a regular expression: {e}") from e
+        raise DataError(f"{key} = {pattern!r} is not a regular expression: {e}") from e
     if regex.groups != 1:
         raise DataError(
-            f"data.label_pattern = {pattern!r} has {regex.groups} groups; one is needed, the class: ^(.+)_\\d+"
+            f"{key} = {pattern!r} is a regular expression with {regex.groups} groups; one is needed: ^(.+)_\\d+"
         )
     found = (regex.search(p.name) or regex.search(f"/{p.as_posix()}") for p in files)
     return [m.group(1) if m else "" for m in found]
@@ -143,12 +142,7 @@ def find_pattern(
     for pattern in _PATTERNS:
         counts = Counter(labels_by(pattern, files))
         words = {re.sub(r"[^a-z]", "", label.lower()) for label in counts}
-        if (
-            len(counts) > 1
-            and min(counts.values()) >= least
-            and not counts[""]
-            and not words & _CAMERAS
-        ):
+        if len(counts) > 1 and min(counts.values()) >= least and not counts[""] and not words & _CAMERAS:
             return pattern
     return None
 
@@ -159,14 +153,8 @@ def _affixes(stems: Sequence[str]) -> list[tuple[str, str]]:
         return [("", "")]
     words = [re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]+", s) for s in stems]
     before, after = _shared(words), _shared([w[::-1] for w in words])
-    heads = [
-        "".join(before[:i]) for i in range(len(before) + 1) if not i or not before[i - 1].isdigit()
-    ]
-    tails = [
-        "".join(after[:i][::-1])
-        for i in range(len(after) + 1)
-        if not i or not after[i - 1].isdigit()
-    ]
+    heads = ["".join(before[:i]) for i in range(len(before) + 1) if not i or not before[i - 1].isdigit()]
+    tails = ["".join(after[:i][::-1]) for i in range(len(after) + 1) if not i or not after[i - 1].isdigit()]
     return [(h, t) for h in heads for t in tails]
 
 
@@ -189,10 +177,7 @@ def match_names(
         return {s[len(affix[0]) : len(s) - len(affix[1])] for s in stems}
 
     ways = [(a, b) for a in _affixes(images) for b in _affixes(masks)]
-    return max(
-        ways,
-        key=lambda w: (len(bare(images, w[0]) & bare(masks, w[1])), -len("".join(w[0] + w[1]))),
-    )
+    return max(ways, key=lambda w: (len(bare(images, w[0]) & bare(masks, w[1])), -len("".join(w[0] + w[1]))))
 
 # %% ../../nbs/preprocess/01_layouts.ipynb #b79a3e40
 def mask_pairs(
@@ -221,10 +206,7 @@ def mask_pairs(
 
 def _paired(images: dict, masks: dict) -> list[Placed]:
     keys = sorted(images.keys() | masks.keys())
-    return [
-        Placed(images.get(k, masks.get(k)), "" if k in images else "?", k[0], masks.get(k))
-        for k in keys
-    ]
+    return [Placed(images.get(k, masks.get(k)), "" if k in images else "?", k[0], masks.get(k)) for k in keys]
 
 
 def _told(affixes: tuple, folders: Iterable[str]) -> str:
@@ -240,12 +222,11 @@ _MASK_NAME = re.compile(r"^(.+?)[_-](mask|gt|seg|label|matte|segmentation)s?$", 
 def _beside(files: Sequence[Path]) -> tuple[list[Placed], str] | None:
     "Masks that lie beside their images: 07.jpg, 07_mask.png."
     masks = {(p.parent, m.group(1)): p for p in files if (m := _MASK_NAME.match(p.stem))}
-    images = {(p.parent, p.stem): p for p in files if (p.parent, p.stem) in masks}
-    if (
-        len(masks) < 2
-        or len(images) + len(masks) < 0.9 * len(files)
-        or len(images) < 0.9 * len(masks)
-    ):
+    others = [p for p in files if not _MASK_NAME.match(p.stem)]
+    (head, tail), _ = match_names([p.stem for p in others], [name for _, name in masks])
+    named = {(p.parent, p.stem.removeprefix(head).removesuffix(tail).rstrip("_-")): p for p in others}
+    images = {k: p for k, p in named.items() if k in masks}
+    if len(masks) < 2 or len(images) + len(masks) < 0.9 * len(files) or len(images) < 0.9 * len(masks):
         return None
     keyed = [{("", *k): p for k, p in some.items()} for some in (images, masks)]
     return _paired(*keyed), "images, and a mask beside each (NAME_mask)"
