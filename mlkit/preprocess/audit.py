@@ -110,7 +110,9 @@ class FileAudit(Audit):
     records: tuple[Record, ...] = field(repr=False)
     task: str = ""
     reasons: tuple[str, ...] = ()
-    names: tuple[str, ...] | None = None  # labels or numbers, in order; None = the labels that occur
+    names: tuple[str, ...] | None = (
+        None  # labels or numbers, in order; None = the labels that occur
+    )
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -203,4 +205,7 @@ def rows_of_files(
     "Return the rows on parts, unreadable files and copies."
     bad = [f"{name}: {problem}" for name, problem in facts["unreadable"].items()]
     rows = [("unreadable", few_of(bad))]
-    return rows + [(what, few_of([" = ".join(g[:3]) for g in facts[what]])) for what in ("duplicates", "leakage", "conflicts")]
+    return rows + [
+        (what, few_of([" = ".join(g[:3]) for g in facts[what]]))
+        for what in ("duplicates", "leakage", "conflicts")
+    ]

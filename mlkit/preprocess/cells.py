@@ -42,7 +42,11 @@ def part_column(
             return lower[name], lambda cell, where: role_of(cell).part
     for name in ("fold", "kfold", "cv_fold"):
         cells = columns.get(lower.get(name, ""), [])
-        if cells and all(re.fullmatch(r"\d+(\.0)?", c) for c in cells) and 1 < len(set(cells)) <= 20:
+        if (
+            cells
+            and all(re.fullmatch(r"\d+(\.0)?", c) for c in cells)
+            and 1 < len(set(cells)) <= 20
+        ):
             return lower[name], partial(_in_fold, min(cells, key=float))
     return None
 
@@ -51,7 +55,16 @@ def _in_fold(held: str, cell: str, where: str) -> str:
     return "valid" if cell == held else "train"
 
 # %% ../../nbs/preprocess/01_cells.ipynb #5a67b746
-_FLAGS = (("0", "1"), ("0.0", "1.0"), ("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("-1", "1"), ("-1.0", "1.0"))
+_FLAGS = (
+    ("0", "1"),
+    ("0.0", "1.0"),
+    ("false", "true"),
+    ("f", "t"),
+    ("no", "yes"),
+    ("n", "y"),
+    ("-1", "1"),
+    ("-1.0", "1.0"),
+)
 
 
 def mostly(

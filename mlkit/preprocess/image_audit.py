@@ -106,7 +106,9 @@ def _is_binary(records: Iterable[ImageRecord]) -> bool:
     return 255 in values and values <= {0, 255}
 
 
-def _in_range(records: tuple[ImageRecord, ...], names: tuple[str, ...] | None) -> tuple[ImageRecord, ...]:
+def _in_range(
+    records: tuple[ImageRecord, ...], names: tuple[str, ...] | None
+) -> tuple[ImageRecord, ...]:
     if _is_binary(records):
         return records
     count = len(names) if names else 255
@@ -173,7 +175,10 @@ class ImageAudit(FileAudit):
 
     def facts(self) -> dict[str, Any]:
         "Return what images add to `to_dict`."
-        sizes = {"width": [r.width for r in self.readable], "height": [r.height for r in self.readable]}
+        sizes = {
+            "width": [r.width for r in self.readable],
+            "height": [r.height for r in self.readable],
+        }
         return {
             "examples": len(self.readable),
             **({"numbers": self.numbers} if self.task == NUMBERS else {}),
@@ -193,16 +198,29 @@ class ImageAudit(FileAudit):
     ) -> list[tuple[str, str]]:
         "Return what images add to `rows`."
         counted = Counter(r.example.part for r in self.readable)
-        what = f"with {len(self.labels)} numbers" if self.task == NUMBERS else f"in {len(self.labels)} {'labels' if self.task == LABELS else 'classes'}"
+        what = (
+            f"with {len(self.labels)} numbers"
+            if self.task == NUMBERS
+            else f"in {len(self.labels)} {'labels' if self.task == LABELS else 'classes'}"
+        )
         ranges = "{min:g} to {max:g}, mean {mean:g}, standard deviation {std:g}"
         sizes = "{}–{} × {}–{} pixels"
         turned = facts["rotated_by_exif"]
         return [
             ("examples", f"{facts['examples']} {what}"),
             *((name, ranges.format(**n)) for name, n in self.numbers.items()),
-            ("sizes", sizes.format(*facts["width"].values(), *facts["height"].values()) if facts["width"] else "–"),
+            (
+                "sizes",
+                sizes.format(*facts["width"].values(), *facts["height"].values())
+                if facts["width"]
+                else "–",
+            ),
             ("modes", ", ".join(f"{m}: {n}" for m, n in facts["modes"].items()) or "–"),
             *((part, f"{counted[part]} examples") for part in self.parts),
-            *([("rotated by EXIF", f"{turned} (fastai shows them unrotated, so does the server)")] if turned else []),
+            *(
+                [("rotated by EXIF", f"{turned} (fastai shows them unrotated, so does the server)")]
+                if turned
+                else []
+            ),
             *rows_of_files(facts),
         ]

@@ -13,8 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import DataSettings, Settings
-from .layouts import Placed, by_folder, descend, find_pattern, labels_by, mask_pairs, settle
-from .named_files import CLASS, LABELS, MASKS, NUMBERS, FileIndex, file_columns, named_files, names_in
+from mlkit.preprocess.layouts import (
+    Placed,
+    by_folder,
+    descend,
+    find_pattern,
+    labels_by,
+    mask_pairs,
+    settle,
+)
+from mlkit.preprocess.named_files import (
+    CLASS,
+    LABELS,
+    MASKS,
+    NUMBERS,
+    FileIndex,
+    file_columns,
+    named_files,
+    names_in,
+)
 from .source import DataError, Example, Examples, Source, look, role_of, text_table
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
@@ -29,14 +46,23 @@ def one_spelling(
     examples: Sequence[Example],
 ) -> tuple[list[Example], list[str]]:
     "Return the examples with labels in Unicode's composed form; and which labels look alike."
-    fixed = [replace(e, label=unicodedata.normalize("NFC", e.label), name=printable(e.name)) for e in examples]
+    fixed = [
+        replace(e, label=unicodedata.normalize("NFC", e.label), name=printable(e.name))
+        for e in examples
+    ]
     odd = sorted({e.label for e in fixed if printable(e.label) != e.label})
     if odd:
-        raise DataError(f"the class {printable(odd[0])!r} has a name that is not UTF-8; rename its folder")
+        raise DataError(
+            f"the class {printable(odd[0])!r} has a name that is not UTF-8; rename its folder"
+        )
     alike = defaultdict(set)
     for label in {e.label for e in fixed}:
         alike[unicodedata.normalize("NFKC", label).casefold().replace(" ", "")].add(label)
-    return fixed, [f"classes that look alike: {', '.join(map(repr, sorted(s)))}" for s in alike.values() if len(s) > 1]
+    return fixed, [
+        f"classes that look alike: {', '.join(map(repr, sorted(s)))}"
+        for s in alike.values()
+        if len(s) > 1
+    ]
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #004ad9a2
 def _of_classes(found: Source, settings: Settings) -> Examples | None:
@@ -46,8 +72,12 @@ def _of_classes(found: Source, settings: Settings) -> Examples | None:
     return _examples(found, kept, "folders of images, a class each", notes)
 
 
-def _examples(found: Source, placed: Sequence[Placed], reason: str, notes: Sequence[str]) -> Examples:
-    examples = [Example(p.path, p.label, p.path.relative_to(found.root).as_posix(), p.part) for p in placed]
+def _examples(
+    found: Source, placed: Sequence[Placed], reason: str, notes: Sequence[str]
+) -> Examples:
+    examples = [
+        Example(p.path, p.label, p.path.relative_to(found.root).as_posix(), p.part) for p in placed
+    ]
     return Examples(CLASS, reason, tuple(examples), None, tuple(notes))
 
 
@@ -55,17 +85,28 @@ def _of_names(found: Source, settings: Settings) -> Examples | None:
     given, placed = settings.data.label_pattern, by_folder(found.root, found.images)
     if given:
         files = [p.path.relative_to(found.root) for p in placed]
-        kept, notes = settle([replace(p, label=w) for p, w in zip(placed, labels_by(given, files), strict=True)], "images")
+        kept, notes = settle(
+            [replace(p, label=w) for p, w in zip(placed, labels_by(given, files), strict=True)],
+            "images",
+        )
         if not kept:
-            raise DataError(f"data.label_pattern = {given!r} fits no file name, such as {files[0].as_posix() if files else 'none'}")
-        return _examples(found, kept, f"the class in each name, by data.label_pattern = {given}", notes)
+            raise DataError(
+                f"data.label_pattern = {given!r} fits no file name, such as {files[0].as_posix() if files else 'none'}"
+            )
+        return _examples(
+            found, kept, f"the class in each name, by data.label_pattern = {given}", notes
+        )
     learned = [p for p in placed if p.part in ("", "train")]
     if not (pattern := find_pattern([p.path for p in learned], settings.data.min_examples)):
         return None
     known = set(labels_by(pattern, [p.path for p in learned]))
     words = (w if w in known else "" for w in labels_by(pattern, [p.path for p in placed]))
-    kept, notes = settle([replace(p, label=w) for p, w in zip(placed, words, strict=True)], "images")
-    return _examples(found, kept, f"the class in each name, by data.label_pattern = {pattern}", notes)
+    kept, notes = settle(
+        [replace(p, label=w) for p, w in zip(placed, words, strict=True)], "images"
+    )
+    return _examples(
+        found, kept, f"the class in each name, by data.label_pattern = {pattern}", notes
+    )
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #cef8c221
 def _of_masks(found: Source, settings: Settings) -> Examples | None:
@@ -81,7 +122,9 @@ def _of_masks(found: Source, settings: Settings) -> Examples | None:
     if not any(e.problem is None for e in examples):
         return None
     top = descend(found.root, found.images)
-    names = next(filter(None, (names_in(f, "codes.txt", "classes.txt") for f in (found.root, top))), None)
+    names = next(
+        filter(None, (names_in(f, "codes.txt", "classes.txt") for f in (found.root, top))), None
+    )
     notes = [f"left out: {len(left)} images of the test part"] if left else []
     return Examples(MASKS, reason, examples, names, tuple(notes))
 
@@ -96,12 +139,18 @@ def _masked(found: Source, placed: Placed, part: str | None) -> Example:
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #bb5fb5ac
 def _of_tables(found: Source, settings: Settings) -> Examples | None:
-    tables = [p for p in found.tables if role_of(p.stem).part != "test" and "submission" not in p.stem.lower()]
+    tables = [
+        p
+        for p in found.tables
+        if role_of(p.stem).part != "test" and "submission" not in p.stem.lower()
+    ]
     tables = [p for p in tables if role_of(p.stem).part == "train"] or tables
     index = FileIndex(found.folder, found.images)
     naming = [p for p in tables if file_columns(text_table(p, settings).columns, index)]
     if len(naming) > 1:
-        raise DataError(f"{found.given!r}: {', '.join(p.name for p in naming)} all name its images; give the file that is meant")
+        raise DataError(
+            f"{found.given!r}: {', '.join(p.name for p in naming)} all name its images; give the file that is meant"
+        )
     if not naming:
         return None
     examples = named_files(naming[0], text_table(naming[0], settings), found, settings.data)
@@ -118,7 +167,12 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
     return None
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
-_WAYS = {CLASS: (_of_classes, _of_tables, _of_names), LABELS: (_of_tables,), NUMBERS: (_of_tables,), MASKS: (_of_masks, _of_tables)}
+_WAYS = {
+    CLASS: (_of_classes, _of_tables, _of_names),
+    LABELS: (_of_tables,),
+    NUMBERS: (_of_tables,),
+    MASKS: (_of_masks, _of_tables),
+}
 _ALL = (_of_masks, _of_classes, _of_tables, _of_names)
 
 
@@ -148,13 +202,17 @@ def grouped(
 ) -> list[Example]:
     "Return the examples with the group that their paths say; raise `DataError` for a pattern that does not fit."
     if data.time:
-        raise DataError(f"data.time = {data.time!r} is a column of a table, and files in folders have none; leave it empty")
+        raise DataError(
+            f"data.time = {data.time!r} is a column of a table, and files in folders have none; leave it empty"
+        )
     if not data.group:
         return list(examples)
     words = labels_by(data.group, [Path(e.name) for e in examples], "data.group")
     if not all(words):
         name = examples[words.index("")].name
-        raise DataError(f"data.group = {data.group!r} does not fit {name!r}; give a regular expression with one group over the path, such as (p[0-9]+)-")
+        raise DataError(
+            f"data.group = {data.group!r} does not fit {name!r}; give a regular expression with one group over the path, such as (p[0-9]+)-"
+        )
     return [replace(e, group=w) for e, w in zip(examples, words, strict=True)]
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #51ce49cc
@@ -181,13 +239,13 @@ def _seen(found: Source) -> str:
         other = ", ".join(f"{n} {s or 'without a suffix'}" for s, n in sorted(found.others.items()))
         return f"it holds no images{f' that can be read ({other})' if other else ''}"
     folders = Counter(p.parent.relative_to(found.folder).as_posix() for p in found.images)
-    where = ", ".join(f"{n} in {f}/" if f != "." else f"{n} at the top" for f, n in folders.most_common(5))
+    where = ", ".join(
+        f"{n} in {f}/" if f != "." else f"{n} at the top" for f, n in folders.most_common(5)
+    )
     return f"it holds {len(found.images)} images ({where}), and nothing says what they show"
 
 
-_EXPECTED = (
-    "Sort them into a folder for each class, put masks into masks/ beside images/, or give a CSV file with a column that names them"
-)
+_EXPECTED = "Sort them into a folder for each class, put masks into masks/ beside images/, or give a CSV file with a column that names them"
 
 
 def find_examples(

@@ -113,7 +113,9 @@ _PATTERNS = (
     r"^([^_.-]+)[_.-].*$",  # healthy-p12-3.png, 7-450.png
     r"^.*[_.-]([^_.-]+)\.\w+$",  # p12_healthy.png
 )
-_CAMERAS = set("img image dsc dscn dscf imag pic pict picture photo screenshot scan frame file p px pxl mvi gopr wp".split())
+_CAMERAS = set(
+    "img image dsc dscn dscf imag pic pict picture photo screenshot scan frame file p px pxl mvi gopr wp".split()
+)
 
 
 def labels_by(
@@ -142,7 +144,12 @@ def find_pattern(
     for pattern in _PATTERNS:
         counts = Counter(labels_by(pattern, files))
         words = {re.sub(r"[^a-z]", "", label.lower()) for label in counts}
-        if len(counts) > 1 and min(counts.values()) >= least and not counts[""] and not words & _CAMERAS:
+        if (
+            len(counts) > 1
+            and min(counts.values()) >= least
+            and not counts[""]
+            and not words & _CAMERAS
+        ):
             return pattern
     return None
 
@@ -153,8 +160,14 @@ def _affixes(stems: Sequence[str]) -> list[tuple[str, str]]:
         return [("", "")]
     words = [re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]+", s) for s in stems]
     before, after = _shared(words), _shared([w[::-1] for w in words])
-    heads = ["".join(before[:i]) for i in range(len(before) + 1) if not i or not before[i - 1].isdigit()]
-    tails = ["".join(after[:i][::-1]) for i in range(len(after) + 1) if not i or not after[i - 1].isdigit()]
+    heads = [
+        "".join(before[:i]) for i in range(len(before) + 1) if not i or not before[i - 1].isdigit()
+    ]
+    tails = [
+        "".join(after[:i][::-1])
+        for i in range(len(after) + 1)
+        if not i or not after[i - 1].isdigit()
+    ]
     return [(h, t) for h in heads for t in tails]
 
 
@@ -177,7 +190,10 @@ def match_names(
         return {s[len(affix[0]) : len(s) - len(affix[1])] for s in stems}
 
     ways = [(a, b) for a in _affixes(images) for b in _affixes(masks)]
-    return max(ways, key=lambda w: (len(bare(images, w[0]) & bare(masks, w[1])), -len("".join(w[0] + w[1]))))
+    return max(
+        ways,
+        key=lambda w: (len(bare(images, w[0]) & bare(masks, w[1])), -len("".join(w[0] + w[1]))),
+    )
 
 # %% ../../nbs/preprocess/01_layouts.ipynb #b79a3e40
 def mask_pairs(
@@ -206,7 +222,10 @@ def mask_pairs(
 
 def _paired(images: dict, masks: dict) -> list[Placed]:
     keys = sorted(images.keys() | masks.keys())
-    return [Placed(images.get(k, masks.get(k)), "" if k in images else "?", k[0], masks.get(k)) for k in keys]
+    return [
+        Placed(images.get(k, masks.get(k)), "" if k in images else "?", k[0], masks.get(k))
+        for k in keys
+    ]
 
 
 def _told(affixes: tuple, folders: Iterable[str]) -> str:
@@ -224,9 +243,15 @@ def _beside(files: Sequence[Path]) -> tuple[list[Placed], str] | None:
     masks = {(p.parent, m.group(1)): p for p in files if (m := _MASK_NAME.match(p.stem))}
     others = [p for p in files if not _MASK_NAME.match(p.stem)]
     (head, tail), _ = match_names([p.stem for p in others], [name for _, name in masks])
-    named = {(p.parent, p.stem.removeprefix(head).removesuffix(tail).rstrip("_-")): p for p in others}
+    named = {
+        (p.parent, p.stem.removeprefix(head).removesuffix(tail).rstrip("_-")): p for p in others
+    }
     images = {k: p for k, p in named.items() if k in masks}
-    if len(masks) < 2 or len(images) + len(masks) < 0.9 * len(files) or len(images) < 0.9 * len(masks):
+    if (
+        len(masks) < 2
+        or len(images) + len(masks) < 0.9 * len(files)
+        or len(images) < 0.9 * len(masks)
+    ):
         return None
     keyed = [{("", *k): p for k, p in some.items()} for some in (images, masks)]
     return _paired(*keyed), "images, and a mask beside each (NAME_mask)"

@@ -8,7 +8,7 @@ __all__ = ['CLASS', 'LABELS', 'NUMBERS', 'MASKS', 'FileIndex', 'resolve', 'file_
 # %% ../../nbs/preprocess/01_named_files.ipynb #3f455c51
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,12 @@ def resolve(
 
     def preference(path: Path) -> tuple[bool, bool, bool, int]:
         role = role_of(path.parent.name)
-        return role.content != "mask", role.part == "train", role.part != "test", folders[path.parent]
+        return (
+            role.content != "mask",
+            role.part == "train",
+            role.part != "test",
+            folders[path.parent],
+        )
 
     return [max(paths, key=preference) if paths else None for paths in found]
 
@@ -142,12 +147,21 @@ def _purpose(
     if asked != NUMBERS and (more or asked == LABELS) and all(map(flags_of, columns.values())):
         return _Learned(LABELS, f"{name}: {_spelled(first)} for each label", targets)
     if not more and asked in ("", LABELS):
-        between = between_labels(first, certain=asked == LABELS or targets[0].lower() in ("labels", "tags"))
+        between = between_labels(
+            first, certain=asked == LABELS or targets[0].lower() in ("labels", "tags")
+        )
         if between or asked == LABELS or targets[0].lower() == "labels":
-            return _Learned(LABELS, f"{name}: labels with {between or 'nothing'!r} between them", targets, between)
+            return _Learned(
+                LABELS,
+                f"{name}: labels with {between or 'nothing'!r} between them",
+                targets,
+                between,
+            )
     numbers = all(mostly(lambda c: number_of(c) is not None, cells) for cells in columns.values())
     if asked == NUMBERS or (numbers and (more or not _few_kinds(targets[0], first))):
-        comma = ", with a decimal comma" if any(re.fullmatch(r"[+-]?\d+,\d+", c) for c in first) else ""
+        comma = (
+            ", with a decimal comma" if any(re.fullmatch(r"[+-]?\d+,\d+", c) for c in first) else ""
+        )
         return _Learned(NUMBERS, f"{name}: numbers{comma}", targets)
     if not more:
         grades = "; data.task=image-regression learns them as numbers" if numbers else ""
@@ -170,24 +184,42 @@ def _spelled(cells: Sequence[str]) -> str:
     return " or ".join(flags_of(cells) or ())
 
 # %% ../../nbs/preprocess/01_named_files.ipynb #378450df
-def _target_of(cells: tuple[str, ...], learned: _Learned, known: tuple[str, ...] | None, flags: list) -> dict[str, Any]:
+def _target_of(
+    cells: tuple[str, ...], learned: _Learned, known: tuple[str, ...] | None, flags: list
+) -> dict[str, Any]:
     "Return label, target and problem of one row."
     if learned.task == CLASS:
         return {"label": cells[0]}
     if learned.task == NUMBERS:
         values = [number_of(c) for c in cells]
-        wrong = [f"{n} is {c!r}, not a number" for n, c, v in zip(learned.targets, cells, values, strict=True) if v is None]
+        wrong = [
+            f"{n} is {c!r}, not a number"
+            for n, c, v in zip(learned.targets, cells, values, strict=True)
+            if v is None
+        ]
         numbers = () if wrong else tuple(values)
-        return {"label": " ".join(map(repr, numbers)), "target": numbers, "problem": wrong[0] if wrong else None}
+        return {
+            "label": " ".join(map(repr, numbers)),
+            "target": numbers,
+            "problem": wrong[0] if wrong else None,
+        }
     if learned.between is None:
         means = [f.get(c.lower()) for f, c in zip(flags, cells, strict=True)]
         told = list(zip(learned.targets, cells, means, strict=True))
         labels = tuple(n for n, _, v in told if v)
-        wrong = [f"{n} is {c!r}, neither {' nor '.join(f)}" for (n, c, v), f in zip(told, flags, strict=True) if v is None]
+        wrong = [
+            f"{n} is {c!r}, neither {' nor '.join(f)}"
+            for (n, c, v), f in zip(told, flags, strict=True)
+            if v is None
+        ]
     else:
         pieces = cells[0].split(learned.between) if learned.between else cells
         labels = tuple(sorted({piece.strip() for piece in pieces} - {""}))
-        wrong = [f"the label {label!r} is not in classes.txt" for label in labels if known and label not in known]
+        wrong = [
+            f"the label {label!r} is not in classes.txt"
+            for label in labels
+            if known and label not in known
+        ]
     return {"label": "|".join(labels), "target": labels, "problem": wrong[0] if wrong else None}
 
 
@@ -221,14 +253,27 @@ def named_files(
     free = {c: v for c, v in columns.items() if c not in given}
     asked = {w.strip() for w in data.target.split(",")}
     rows = {c for c, v in free.items() if (counts_rows(c, v) or len(set(v)) < 2) and c not in asked}
-    free = {c: v for c, v in free.items() if c not in rows} or free  # a single class is refused later, by name
+    free = {
+        c: v for c, v in free.items() if c not in rows
+    } or free  # a single class is refused later, by name
     if not free:
-        raise DataError(f"{path}: column {column!r} names images, and no other column says what is to be learned of them")
-    notes = [*cells.notes, f"column {column!r} names the images", *(f"column {c!r} is not learned: it numbers the rows or never changes" for c in sorted(rows))]
+        raise DataError(
+            f"{path}: column {column!r} names images, and no other column says what is to be learned of them"
+        )
+    notes = [
+        *cells.notes,
+        f"column {column!r} names the images",
+        *(
+            f"column {c!r} is not learned: it numbers the rows or never changes"
+            for c in sorted(rows)
+        ),
+    ]
     notes += [f"column {part[0]!r} says the part"] if part else []
     for key in ("group", "time"):
         if (name := getattr(data, key)) and name not in columns:
-            raise DataError(f"{path}: data.{key}: no column {name!r}; columns: {listed(columns, 50)}")
+            raise DataError(
+                f"{path}: data.{key}: no column {name!r}; columns: {listed(columns, 50)}"
+            )
     _check_missing(path, cells, columns[column], found[column])
     masks = next((c for c in others if c in free and _other_files(found[c], found[column])), None)
     if masks and data.task in ("", MASKS) and asked <= {"", masks}:
@@ -246,16 +291,25 @@ def _other_files(masks: Sequence[Path | None], images: Sequence[Path | None]) ->
     return all(m != i for m, i in zip(masks, images, strict=True) if m)
 
 
-def _check_missing(path: Path, cells: Cells, names: Sequence[str], paths: Sequence[Path | None]) -> None:
+def _check_missing(
+    path: Path, cells: Cells, names: Sequence[str], paths: Sequence[Path | None]
+) -> None:
     bare = [str(line) for line, c in zip(cells.lines, names, strict=True) if not c]
     if bare:
-        raise DataError(f"{path} names no file in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them")
+        raise DataError(
+            f"{path} names no file in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
+        )
     missing = [c for c, p in zip(names, paths, strict=True) if p is None]
     if missing:
-        raise DataError(f"{path} names {len(missing)} of {len(names)} files that do not exist: {listed(missing)}", missing)
+        raise DataError(
+            f"{path} names {len(missing)} of {len(names)} files that do not exist: {listed(missing)}",
+            missing,
+        )
 
 
-def _examples(path: Path, cells: Cells, data: DataSettings, learned: _Learned, places: tuple, notes: list[str]) -> Examples:
+def _examples(
+    path: Path, cells: Cells, data: DataSettings, learned: _Learned, places: tuple, notes: list[str]
+) -> Examples:
     found, column, part = places
     columns, lines = cells.columns, cells.lines
     names: tuple[str, ...] | None = learned.targets
@@ -269,23 +323,50 @@ def _examples(path: Path, cells: Cells, data: DataSettings, learned: _Learned, p
         values = tuple(columns[c][i] for c in learned.targets)
         if learned.task == MASKS:
             mask = found[learned.targets[0]][i]
-            what = {"label": "", "target": mask, "problem": None if mask else f"there is no mask {values[0]!r}"}
+            what = {
+                "label": "",
+                "target": mask,
+                "problem": None if mask else f"there is no mask {values[0]!r}",
+            }
         else:
-            what = _target_of(values, learned, names if learned.between is not None else None, flags)
-        keys = {k: columns[c][i] for k, c in (("group", data.group), ("time", data.time)) if c in columns}
+            what = _target_of(
+                values, learned, names if learned.between is not None else None, flags
+            )
+        keys = {
+            k: columns[c][i]
+            for k, c in (("group", data.group), ("time", data.time))
+            if c in columns
+        }
         side = part[1](columns[part[0]][i], f"{path}, line {lines[i]}") if part else ""
         examples.append(Example(file, name=columns[column][i], part=side, **what, **keys))
-    bare = [str(line) for line, e in zip(lines, examples, strict=True) if learned.task == CLASS and not e.label]
+    bare = [
+        str(line)
+        for line, e in zip(lines, examples, strict=True)
+        if learned.task == CLASS and not e.label
+    ]
     if bare:
-        raise DataError(f"{path} has no label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them")
+        raise DataError(
+            f"{path} has no label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
+        )
     kept, more = _settled(examples)
-    return Examples(learned.task, learned.reason, kept, None if learned.task == CLASS else names, (*notes, *more))
+    return Examples(
+        learned.task,
+        learned.reason,
+        kept,
+        None if learned.task == CLASS else names,
+        (*notes, *more),
+    )
 
 
 def _settled(examples: list[Example]) -> tuple[tuple[Example, ...], list[str]]:
     "Return the examples with part train, valid or none: a test part judges where there is no other."
     parts = {e.part for e in examples}
     aside = {"test"} if {"valid", "test"} <= parts else {"unlabelled"}
-    notes = [f"left out: {sum(e.part == p for e in examples)} rows of the {p} part" for p in aside & parts]
+    notes = [
+        f"left out: {sum(e.part == p for e in examples)} rows of the {p} part"
+        for p in aside & parts
+    ]
     swap = {"test": "valid"}
-    return tuple(replace(e, part=swap.get(e.part, e.part)) for e in examples if e.part not in aside), notes
+    return tuple(
+        replace(e, part=swap.get(e.part, e.part)) for e in examples if e.part not in aside
+    ), notes

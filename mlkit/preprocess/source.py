@@ -113,7 +113,9 @@ _CONTENTS = {
     "mask": "mask masks label labels annotation annotations annot annots segmentation segmentations seg segs gt "
     "groundtruth truth segmentationclass trimap trimaps matte mattes",
 }
-_FILLERS = set("set data dataset split folder stage ground prepped class cls loc png jpg jpeg resized small full hq".split())
+_FILLERS = set(
+    "set data dataset split folder stage ground prepped class cls loc png jpg jpeg resized small full hq".split()
+)
 _WORDS = {w: (role, "") for role, words in _PARTS.items() for w in words.split()}
 _WORDS |= {w: ("", role) for role, words in _CONTENTS.items() for w in words.split()}
 
@@ -167,7 +169,11 @@ class Source:
         "The table that is learned from: the file itself, or in a folder the only one, or train of train and test."
         if not self.root.is_dir():
             return self.root
-        roles = {p: role_of(p.name.partition(".")[0]).part for p in self.tables if "submission" not in p.stem.lower()}
+        roles = {
+            p: role_of(p.name.partition(".")[0]).part
+            for p in self.tables
+            if "submission" not in p.stem.lower()
+        }
         train = [p for p in roles if roles[p] == "train"]
         best = train or [p for p in roles if roles[p] not in ("test", "valid")] or list(roles)
         return best[0] if len(best) == 1 else None
@@ -178,8 +184,12 @@ class Source:
     ) -> list[str]:
         "Return what was left aside, counted by kind."
         counts = {"image": len(self.images), "text": len(self.texts), "table": len(self.tables)}
-        aside = [f"{n} {kind} file{'s' * (n > 1)}" for kind, n in counts.items() if n and kind != read]
-        aside += [f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.others.items())]
+        aside = [
+            f"{n} {kind} file{'s' * (n > 1)}" for kind, n in counts.items() if n and kind != read
+        ]
+        aside += [
+            f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.others.items())
+        ]
         notes = [f"not read: {', '.join(aside)}"] if aside and self.root.is_dir() else []
         if heic := sum(self.others.get(s, 0) for s in (".heic", ".heif")):
             notes.append(f"{heic} HEIC photographs are read where pillow-heif is installed")
@@ -209,7 +219,9 @@ def look(
         else:
             others[path.suffix.lower()] += 1
     sorted_ = {f"{kind}s": tuple(sorted(paths)) for kind, paths in found.items()}
-    return Source(given, root, **sorted_, others=dict(others), ignored=tuple(sorted(left)), broken=broken)
+    return Source(
+        given, root, **sorted_, others=dict(others), ignored=tuple(sorted(left)), broken=broken
+    )
 
 
 def locate(
@@ -285,7 +297,9 @@ def text_table(
 @lru_cache(maxsize=4)
 def _cells(path: Path, data: DataSettings, stat: Any) -> Cells:
     table = table_of(path, data)
-    columns = {n: [*map(to_text, column)] for n, column in zip(table.names, table.columns, strict=True)}
+    columns = {
+        n: [*map(to_text, column)] for n, column in zip(table.names, table.columns, strict=True)
+    }
     return Cells(columns, table.lines, table.notes)
 
 # %% ../../nbs/preprocess/01_source.ipynb #2c0f90e4
@@ -310,7 +324,9 @@ class Examples:
     task: str  # as in a manifest
     reason: str  # why it is that
     examples: tuple[Example, ...] = field(repr=False)
-    names: tuple[str, ...] | None = None  # labels or numbers, in order; None = the labels that occur
+    names: tuple[str, ...] | None = (
+        None  # labels or numbers, in order; None = the labels that occur
+    )
     notes: tuple[str, ...] = ()  # what was left aside, and what else a reader should know
 
 # %% ../../nbs/preprocess/01_source.ipynb #93bdded5

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import DataSettings, Settings, listed
-from .audit import FileAudit, Record
+from .audit import FileAudit
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import DataError
 
@@ -43,7 +43,9 @@ def hold_out(
     return np.fromiter((side.get(u, False) for u in units), bool, len(units))
 
 
-def _decide(members: Counter, ranks: Mapping[Hashable, str], side: dict[Hashable, bool], share: float) -> None:
+def _decide(
+    members: Counter, ranks: Mapping[Hashable, str], side: dict[Hashable, bool], share: float
+) -> None:
     "Hold out units of one stratum, in the order of their ranks, until the share is met; those that were decided before count."
     order = sorted((u for u in members if u in ranks), key=ranks.get)
     want = max(1, round(share * sum(members[u] for u in order)))
@@ -61,9 +63,15 @@ def latest(
     "Return which examples are the latest; raise `DataError` for a column of anything else."
     if times.dtype == object or pd.api.types.is_string_dtype(times.dtype):
         numbers = pd.to_numeric(times, errors="coerce")
-        times = numbers if numbers.notna().all() else pd.to_datetime(times, errors="coerce", utc=True, format="ISO8601")
+        times = (
+            numbers
+            if numbers.notna().all()
+            else pd.to_datetime(times, errors="coerce", utc=True, format="ISO8601")
+        )
         if times.isna().any():
-            raise DataError(f"data.time = {data.time!r} is a column of text; dates (ISO 8601) or numbers are needed")
+            raise DataError(
+                f"data.time = {data.time!r} is a column of text; dates (ISO 8601) or numbers are needed"
+            )
     return (times > times.quantile(1 - data.valid, interpolation="lower")).to_numpy()
 
 # %% ../../nbs/preprocess/03_split.ipynb #2f5c16f0
@@ -85,12 +93,19 @@ class Split:
     def facts(self) -> dict[str, str]:
         "Return what a card says of the data."
         examples = f"{len(self.train)}{self.unit} to learn from, {len(self.valid)} to judge by"
-        return {"fingerprint": self.fingerprint, "examples": examples, "split": self.how, **self.about}
+        return {
+            "fingerprint": self.fingerprint,
+            "examples": examples,
+            "split": self.how,
+            **self.about,
+        }
 
     def record(self) -> tuple[list[str], Iterable[Sequence[Any]]]:
         "Return head and rows of split.csv: name, label, part and SHA-256 of every example."
         parts = (("train", self.train), ("valid", self.valid))
-        rows = ([r.example.name, r.truth, part, r.sha256] for part, records in parts for r in records)
+        rows = (
+            [r.example.name, r.truth, part, r.sha256] for part, records in parts for r in records
+        )
         return ["path", "label", "part", "sha256"], rows
 
     def write_csv(
@@ -110,7 +125,10 @@ def split(
     "Return the source's own split, or a stratified one by content; raise `DataError` when there is too little."
     _check_enough(found, settings.data)
     held, how = _held(found, settings)
-    parts = [tuple(r for r, h in zip(found.readable, held, strict=True) if h is side) for side in (False, True)]
+    parts = [
+        tuple(r for r, h in zip(found.readable, held, strict=True) if h is side)
+        for side in (False, True)
+    ]
     if not all(parts):
         raise DataError(
             f"{found.source!r}: {len(parts[0])} examples would teach and {len(parts[1])} judge; change data.valid, data.group or data.time"
@@ -124,7 +142,9 @@ def _held(found: FileAudit, settings: Settings) -> tuple[list[bool], str]:
     if found.parts:
         return [r.example.part == "valid" for r in records], "the source's own"
     if data.time:
-        return latest(pd.Series([r.example.time for r in records]), data).tolist(), f"the latest by {data.time}"
+        return latest(
+            pd.Series([r.example.time for r in records]), data
+        ).tolist(), f"the latest by {data.time}"
     truths = defaultdict(set)
     for r in records:
         truths[r.sha256].add(r.truth)
@@ -132,7 +152,10 @@ def _held(found: FileAudit, settings: Settings) -> tuple[list[bool], str]:
     never = () if data.group else {sha for sha, t in truths.items() if len(t) > 1}
     strata = [found.labels_of(r) or ("",) for r in records]
     held = hold_out(units, strata, data.valid, seed=settings.train.seed, never=never)
-    return held.tolist(), f"by {data.group}" if data.group else "by content, each class in the same shares"
+    return (
+        held.tolist(),
+        f"by {data.group}" if data.group else "by content, each class in the same shares",
+    )
 
 
 def _about(found: FileAudit) -> dict[str, str]:
@@ -144,21 +167,34 @@ def _about(found: FileAudit) -> dict[str, str]:
 
 # %% ../../nbs/preprocess/03_split.ipynb #ecf26b58
 def _check_enough(found: FileAudit, data: DataSettings) -> None:
-    bad = f"; {len(found.quarantine)} files could not be used ({_commonest(found)})" if found.quarantine else ""
+    bad = (
+        f"; {len(found.quarantine)} files could not be used ({_commonest(found)})"
+        if found.quarantine
+        else ""
+    )
     taught = [r for r in found.readable if r.example.part in ("", "train")]
     if not found.readable:
-        raise DataError(f"{found.source!r} has no example to learn from{bad}", list(found.quarantine))
+        raise DataError(
+            f"{found.source!r} has no example to learn from{bad}", list(found.quarantine)
+        )
     if len(found.labels) < 2 and found.task not in (LABELS, NUMBERS):
-        raise DataError(f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{bad}")
+        raise DataError(
+            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{bad}"
+        )
     _check_parts(found)
     if found.task in (MASKS, NUMBERS):
         few = {"": len({r.sha256 for r in taught})}
     else:
-        distinct = Counter(label for label, _ in {(label, r.sha256) for r in taught for label in found.labels_of(r)})
+        distinct = Counter(
+            label
+            for label, _ in {(label, r.sha256) for r in taught for label in found.labels_of(r)}
+        )
         few = {label: distinct[label] for label in found.labels}
     few = {label: n for label, n in few.items() if n < data.min_examples}
     if few:
-        raise DataError(_too_few(found, few, data.min_examples) + bad + _MORE, list(found.quarantine))
+        raise DataError(
+            _too_few(found, few, data.min_examples) + bad + _MORE, list(found.quarantine)
+        )
     numbers = getattr(found, "numbers", {})
     if same := [name for name, n in numbers.items() if n["min"] == n["max"]]:
         raise DataError(
@@ -186,11 +222,16 @@ def _check_parts(found: FileAudit) -> None:
     if not found.parts:
         return
     if not any(r.example.part == "valid" for r in found.readable):
-        raise DataError(f"{found.source!r} has no readable example in its validation part; repair it, or leave its folder out with data.ignore")
+        raise DataError(
+            f"{found.source!r} has no readable example in its validation part; repair it, or leave its folder out with data.ignore"
+        )
     if found.task != CLASS and not found.task.startswith("text"):
         return
     taught, judged = (found.count(part) for part in ("train", "valid"))
-    for part, counts, others, what in (("train", taught, judged, "be judged"), ("valid", judged, taught, "be learned")):
+    for part, counts, others, what in (
+        ("train", taught, judged, "be judged"),
+        ("valid", judged, taught, "be learned"),
+    ):
         alone = [f"{label} ({n})" for label, n in counts.items() if n and not others.get(label)]
         if alone:
             raise DataError(

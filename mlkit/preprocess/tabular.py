@@ -40,7 +40,11 @@ class TabularSplit(Split):
         "Return head and rows of split.csv: row in the source from 1, part, and targets."
         targets = list(self.target.targets)
         parts = (("train", self.train), ("valid", self.valid))
-        rows = ([i + 1, part, *v] for part, frame in parts for i, *v in frame[targets].itertuples(name=None))
+        rows = (
+            [i + 1, part, *v]
+            for part, frame in parts
+            for i, *v in frame[targets].itertuples(name=None)
+        )
         return ["row", "part", *targets], rows
 
 
@@ -53,7 +57,11 @@ def split(
     rows, (held, how) = found.usable, _held(found, settings)
     train, valid = rows[held == 0], rows[held == 1]
     # what is never missing in training has no substitute: such a row would be refused
-    odd = [c for c in found.features if type_of(rows[c]) in ("number", "date") and train[c].notna().all()]
+    odd = [
+        c
+        for c in found.features
+        if type_of(rows[c]) in ("number", "date") and train[c].notna().all()
+    ]
     valid = valid.dropna(subset=odd)
     _check_parts(found, train, valid, how)
     target = found.target
@@ -79,14 +87,23 @@ def _held(found: TabularAudit, settings: Settings) -> tuple[np.ndarray, str]:
     if data.group or abs(held.mean() - data.valid) < 0.15 * data.valid + 2 / len(held):
         return held, how
     copies = pd.Series(units).groupby(units).cumcount()
-    held = hold_out(list(zip(units.tolist(), copies, strict=True)), strata, data.valid, seed=settings.train.seed)
-    return held, f"by row, as only {len(set(units.tolist()))} different rows are there: copies stand on both sides"
+    held = hold_out(
+        list(zip(units.tolist(), copies, strict=True)), strata, data.valid, seed=settings.train.seed
+    )
+    return (
+        held,
+        f"by row, as only {len(set(units.tolist()))} different rows are there: copies stand on both sides",
+    )
 
 
 def _own(found: TabularAudit, column: str, cells: list[str], part: Any) -> np.ndarray:
     sides = {"train": 0, "valid": 1, "test": 2, "unlabelled": 2}
-    held = np.array([sides[part(cells[i], f"{found.source}, row {i + 1}")] for i in found.usable.index])
-    return held if (held == 1).any() else held.clip(0, 1)  # a test part judges where there is no other
+    held = np.array(
+        [sides[part(cells[i], f"{found.source}, row {i + 1}")] for i in found.usable.index]
+    )
+    return (
+        held if (held == 1).any() else held.clip(0, 1)
+    )  # a test part judges where there is no other
 
 # %% ../../nbs/preprocess/06_tabular.ipynb #d9b053fd
 def _check_parts(found: TabularAudit, train: pd.DataFrame, valid: pd.DataFrame, how: str) -> None:

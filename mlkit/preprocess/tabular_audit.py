@@ -23,9 +23,9 @@ from .source import DataError
 from mlkit.preprocess.target import (
     Target,
     _check_columns,
-    names_of,
     find_target,
     held_by,
+    names_of,
     to_label,
 )
 
@@ -86,7 +86,11 @@ def _score(x: np.ndarray, y: np.ndarray, regression: bool) -> float:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     how = {"max_leaf_nodes": 256, "min_samples_leaf": 2, "random_state": 0}
-    tree = DecisionTreeRegressor(**how) if regression else DecisionTreeClassifier(**how, class_weight="balanced")
+    tree = (
+        DecisionTreeRegressor(**how)
+        if regression
+        else DecisionTreeClassifier(**how, class_weight="balanced")
+    )
     guess = cross_val_predict(tree, x, y, cv=KFold(3, shuffle=True, random_state=0))
     return round(float(max(0, (r2_score if regression else balanced_accuracy_score)(y, guess))), 4)
 
@@ -184,7 +188,11 @@ class TabularAudit(Audit):
         rows = f"{len(self.usable)} rows, {len(self.features)} columns to learn from"
         learned = [c for c in facts["columns"] if c["column"] in self.features]
         gaps = {c["column"]: c["missing"] for c in learned if c["missing"]}
-        wide = {c["column"]: c["different"] for c in learned if c["type"] == "text" and c["different"] > 50}
+        wide = {
+            c["column"]: c["different"]
+            for c in learned
+            if c["type"] == "text" and c["different"] > 50
+        }
         return [
             ("examples", rows),
             *(("decided", reason) for reason in self.reasons),
@@ -228,7 +236,9 @@ def audit(
     what = "balanced accuracy" if target.kind == "classification" else "R²"
     for c, score in alone.items():
         if score >= _GIVEN_AWAY and c not in keep:
-            left[c] = f"it alone predicts {target.targets[0]} with {what} {score:.3f}: is it known beforehand?"
+            left[c] = (
+                f"it alone predicts {target.targets[0]} with {what} {score:.3f}: is it known beforehand?"
+            )
     if set(others) <= set(left):
         whys = listed([f"{c}: {why}" for c, why in left.items()], sep="; ")
         raise DataError(
@@ -238,7 +248,9 @@ def audit(
     return TabularAudit(_called(source).strip("'"), frame, target, left, alone, notes)
 
 
-def _set_aside(frame: pd.DataFrame, others: Sequence[str], keep: Sequence[str], settings: Settings) -> dict[str, str]:
+def _set_aside(
+    frame: pd.DataFrame, others: Sequence[str], keep: Sequence[str], settings: Settings
+) -> dict[str, str]:
     "Return the columns that the settings, or the split, keep from being learned from."
     data = settings.data
     left = {c: "as data.ignore says" for c in names_of(data.ignore) if c in others}

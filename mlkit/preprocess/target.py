@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import Settings, listed
-from .columns import type_of
 from .cells import counts_rows, part_column
+from .columns import type_of
 from .source import DataError
 
 # %% ../../nbs/preprocess/05_target.ipynb #db54d5c1
@@ -32,7 +32,11 @@ def is_amount(
     kinds = len(counts)
     if kinds > _MOST_CLASSES:
         return True
-    thins_out = values.min() in (0, 1) and counts.iloc[-1] * 5 < counts.iloc[:2].max() and values.skew() > 0.5
+    thins_out = (
+        values.min() in (0, 1)
+        and counts.iloc[-1] * 5 < counts.iloc[:2].max()
+        and values.skew() > 0.5
+    )
     gathers = counts.max() > 5 * max(min(counts.iloc[0], counts.iloc[-1]), 1)
     return (kinds >= 5 and thins_out) or (kinds >= 8 and gathers)
 
@@ -69,7 +73,10 @@ def _inferred_kind(frame: pd.DataFrame, targets: tuple[str, ...]) -> tuple[str, 
     numbers = values.astype(float)
     if not is_amount(numbers):
         other = "; data.task=table-regression learns them as numbers" if count > 2 else ""
-        return "classification", f"classification: {name} has {count} different whole numbers{other}"
+        return (
+            "classification",
+            f"classification: {name} has {count} different whole numbers{other}",
+        )
     whole = count <= _MOST_CLASSES and (numbers == numbers.round()).all()
     other = "; data.task=table-classification learns them as classes" if whole else ""
     return "regression", f"regression: {name} is a number with {count} different values{other}"
@@ -96,7 +103,9 @@ def find_target(
     "Return what is to be predicted, with the reasons; raise `DataError` where the settings name what is not there."
     asked = names_of(settings.data.target)
     _check_columns(frame, "data.target", asked)
-    targets, why = (asked, f"{', '.join(asked)}: as data.target says") if asked else _by_name(frame, settings)
+    targets, why = (
+        (asked, f"{', '.join(asked)}: as data.target says") if asked else _by_name(frame, settings)
+    )
     kind, because = _kind(frame, targets, settings.data.task)
     if kind == "classification":
         return Target(targets, kind, (why, because))
@@ -114,21 +123,32 @@ def find_target(
 
 # %% ../../nbs/preprocess/05_target.ipynb #a28a6774
 def _by_name(frame: pd.DataFrame, settings: Settings) -> tuple[tuple[str], str]:
-    aside = {*names_of(settings.data.ignore), held_by(frame), settings.data.group, settings.data.time}
+    aside = {
+        *names_of(settings.data.ignore),
+        held_by(frame),
+        settings.data.group,
+        settings.data.time,
+    }
     free = {str(c).lower(): c for c in reversed(frame.columns) if c not in aside}
     named = next((free[t] for t in _TARGETS if t in free), None)
     if named is not None:
         return (named,), f"target {named!r}: by its name; data.target says another"
     able = [c for c in reversed(frame.columns) if c not in aside and _may_be_target(frame[c], c)]
     last = next(iter(able), frame.columns[-1])
-    what = "the last column" if last == frame.columns[-1] else "the last column that varies and repeats"
+    what = (
+        "the last column"
+        if last == frame.columns[-1]
+        else "the last column that varies and repeats"
+    )
     return (last,), f"target {last!r}: {what}; data.target says another"
 
 
 def _may_be_target(values: pd.Series, name: str) -> bool:
     "Return whether a column could be predicted: no constant, row number, date or name of the row."
     kind, count = type_of(values), values.nunique()
-    numbers_rows = kind == "number" and counts_rows(str(name), [f"{v:.0f}" for v in values[:1000].dropna()])
+    numbers_rows = kind == "number" and counts_rows(
+        str(name), [f"{v:.0f}" for v in values[:1000].dropna()]
+    )
     names_rows = kind == "text" and count > 0.9 * values.notna().sum() and count > 20
     return count > 1 and kind != "date" and not numbers_rows and not names_rows
 
@@ -145,13 +165,17 @@ def parts_of(
     frame: pd.DataFrame,
 ) -> tuple[str, list[str], Callable[[str, str], str]] | None:
     "Return the column that says the part of each row, its cells as text, and what makes a part of a cell and of where it stands."
-    words = {c: ["" if pd.isna(v) else str(v) for v in frame[c].tolist()] for c in frame if _says_part(c)}
+    words = {
+        c: ["" if pd.isna(v) else str(v) for v in frame[c].tolist()] for c in frame if _says_part(c)
+    }
     found = part_column(words)
     return found and (found[0], words[found[0]], found[1])
 
 
 def _says_part(name: Any) -> bool:
-    known = "is_valid split part partition subset set phase dataset usage fold kfold cv_fold".split()
+    known = (
+        "is_valid split part partition subset set phase dataset usage fold kfold cv_fold".split()
+    )
     return str(name).strip().lower() in known
 
 # %% ../../nbs/preprocess/05_target.ipynb #58f5e4d5
@@ -161,7 +185,9 @@ def names_of(text: str) -> tuple[str, ...]:
 
 def _check_columns(frame: pd.DataFrame, key: str, names: Sequence[str]) -> None:
     if unknown := [n for n in names if n not in frame.columns]:
-        raise DataError(f"{key}: no column {listed(unknown, word=repr)}; columns: {listed(frame.columns, 50)}")
+        raise DataError(
+            f"{key}: no column {listed(unknown, word=repr)}; columns: {listed(frame.columns, 50)}"
+        )
 
 
 def _long_tail(values: pd.Series) -> bool:

@@ -78,7 +78,9 @@ def audit(
     else:
         records = map(_looked, examples.examples, examples.texts)
     reasons, most = (examples.reason,), settings.data.max_tokens
-    return TextAudit(source, tuple(records), TASK, reasons, None, examples.notes, most, examples.columns)
+    return TextAudit(
+        source, tuple(records), TASK, reasons, None, examples.notes, most, examples.columns
+    )
 
 # %% ../../nbs/preprocess/07_text_audit.ipynb #548513e3
 _PIECES = 20_000

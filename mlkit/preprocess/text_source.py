@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed
+from .cells import counts_rows, mostly, number_of, part_column
 from .image_source import one_spelling
 from .layouts import by_folder, settle
-from .cells import counts_rows, mostly, number_of, part_column
-from .source import DataError, Examples, Example, Source, text_table
+from .source import DataError, Example, Examples, Source, text_table
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #11fb095d
 _NAMES = (
     "text", "sentence", "review", "comment", "message", "body", "content", "document", "tweet", "post",
     "headline", "question", "comment_text", "review_text", "abstract", "description", "title", "summary",
 )  # fmt: skip
-_WITHOUT_BLANKS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_WITHOUT_BLANKS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
 _SOME = 2000  # cells are looked at
 
 
@@ -64,7 +66,9 @@ class TextColumns:
     notes: tuple[str, ...] = ()
 
 
-_LABEL = "label class category target sentiment topic labels categories rating stars score y".split()
+_LABEL = (
+    "label class category target sentiment topic labels categories rating stars score y".split()
+)
 
 
 def find_columns(
@@ -77,8 +81,18 @@ def find_columns(
         if unknown := [n for n in names if n not in columns]:
             raise DataError(f"data.{key}: no column {unknown[0]!r}; columns: {listed(columns, 50)}")
     part = part_column(columns)
-    aside = {*names_of(data.ignore), *asked["target"], data.group, data.time, part[0] if part else ""}
-    free = {c: v for c, v in columns.items() if c not in aside and len(set(v)) > 1 and not counts_rows(c, v)}
+    aside = {
+        *names_of(data.ignore),
+        *asked["target"],
+        data.group,
+        data.time,
+        part[0] if part else "",
+    }
+    free = {
+        c: v
+        for c, v in columns.items()
+        if c not in aside and len(set(v)) > 1 and not counts_rows(c, v)
+    }
     prose = [c for c, v in free.items() if is_prose(c, v)]
     texts = asked["text"] or tuple(sorted(prose, key=lambda c: _rank(c, free))[:1])
     if not texts or len(asked["target"]) > 1:
@@ -88,7 +102,9 @@ def find_columns(
     if label is None:
         return None
     share = letters(columns, texts) / max(letters(columns, {*rest, *texts} - {label}), 1)
-    return TextColumns(texts, label, _why(texts, label), share, _not_read(texts, label, prose, rest))
+    return TextColumns(
+        texts, label, _why(texts, label), share, _not_read(texts, label, prose, rest)
+    )
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -136,7 +152,9 @@ def _why(texts: Sequence[str], label: str) -> str:
     return f"column {joined} hold{'s' * (len(texts) == 1)} texts, {label!r} their label"
 
 
-def _not_read(texts: Sequence[str], label: str, prose: Sequence[str], rest: Mapping) -> tuple[str, ...]:
+def _not_read(
+    texts: Sequence[str], label: str, prose: Sequence[str], rest: Mapping
+) -> tuple[str, ...]:
     more = [c for c in prose if c not in texts]
     join = f"; data.text={','.join([*texts, *more])} joins them" if more else ""
     others = [c for c in rest if c not in (label, *more)]
@@ -165,7 +183,9 @@ def text_examples(
     kept, notes = settle(by_folder(found.root, found.texts), "texts")
     if not kept:
         return None
-    examples = [Example(p.path, p.label, p.path.relative_to(found.root).as_posix(), p.part) for p in kept]
+    examples = [
+        Example(p.path, p.label, p.path.relative_to(found.root).as_posix(), p.part) for p in kept
+    ]
     listed, alike = one_spelling(sorted(examples, key=lambda e: e.name))
     listed = [e for e in listed if e.label not in names_of(settings.data.ignore)]
     notes = (*notes, *alike, *found.notes("text"))
@@ -179,7 +199,11 @@ def _of_table(path: Path, settings: Settings) -> TextExamples | None:
     if found is None:
         return None
     part = part_column(columns)
-    keys = {k: c for k, c in (("group", settings.data.group), ("time", settings.data.time)) if c in columns}
+    keys = {
+        k: c
+        for k, c in (("group", settings.data.group), ("time", settings.data.time))
+        if c in columns
+    }
     examples = [
         Example(
             path,
@@ -190,5 +214,10 @@ def _of_table(path: Path, settings: Settings) -> TextExamples | None:
         )
         for i, label in enumerate(columns[found.label])
     ]
-    texts = tuple("\n".join(filter(None, cells)) for cells in zip(*(columns[t] for t in found.texts), strict=True))
-    return TextExamples(TASK, found.reason, tuple(examples), None, (*cells.notes, *found.notes), texts, found.texts)
+    texts = tuple(
+        "\n".join(filter(None, cells))
+        for cells in zip(*(columns[t] for t in found.texts), strict=True)
+    )
+    return TextExamples(
+        TASK, found.reason, tuple(examples), None, (*cells.notes, *found.notes), texts, found.texts
+    )
