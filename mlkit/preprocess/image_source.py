@@ -160,11 +160,11 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
     cells = text_table(found.root, settings)
-    for folder in (found.root.parent, found.root.parent.parent):
-        near = look(str(folder), settings)
-        if near.images and (examples := named_files(found.root, cells, near, settings.data)):
-            return examples
-    return None
+    near = [look(str(folder), settings) for folder in (found.root.parent, found.root.parent.parent)]
+    hits = (
+        n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
+    )
+    return named_files(found.root, cells, next(hits, near[0]), settings.data)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
 _WAYS = {
@@ -215,7 +215,7 @@ def grouped(
         )
     return [replace(e, group=w) for e, w in zip(examples, words, strict=True)]
 
-# %% ../../nbs/preprocess/01_image_source.ipynb #51ce49cc
+# %% ../../nbs/preprocess/01_image_source.ipynb #e0b5907c
 def read_source(
     source: str,  # see the table above
     settings: Settings,  # sections data and kaggle, and `paths.cache`
