@@ -695,6 +695,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlkit.delimited._value_columns': ('delimited.html#_value_columns', 'mlkit/delimited.py'),
                                  'mlkit.delimited._variants': ('delimited.html#_variants', 'mlkit/delimited.py'),
                                  'mlkit.delimited._western': ('delimited.html#_western', 'mlkit/delimited.py'),
+                                 'mlkit.delimited._words': ('delimited.html#_words', 'mlkit/delimited.py'),
+                                 'mlkit.delimited.decode': ('delimited.html#decode', 'mlkit/delimited.py'),
                                  'mlkit.delimited.find_dialect': ('delimited.html#find_dialect', 'mlkit/delimited.py'),
                                  'mlkit.delimited.find_encoding': ('delimited.html#find_encoding', 'mlkit/delimited.py'),
                                  'mlkit.delimited.find_layout': ('delimited.html#find_layout', 'mlkit/delimited.py'),

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import mlkit.preprocess.audit as of_files
 import mlkit.preprocess.split as by_content
 from ..config import DataSettings, Settings
-from ..delimited import TableError, find_encoding
+from ..delimited import TableError, decode
 from .cache import Tokens
 from .columns import to_frame
 from mlkit.preprocess.source import (
@@ -196,10 +196,8 @@ def _looked(example: Example, text: Any) -> Text:
 
 def _read_file(example: Example, encoding: str) -> Text:
     try:
-        data = example.path.read_bytes()
-        found = find_encoding([data], example.name, encoding)
-        return _looked(example, data.decode(found.name, found.errors))
-    except (UnicodeDecodeError, TableError):
+        return _looked(example, decode(example.path.read_bytes(), example.name, encoding))
+    except TableError:
         return Text(example, "", "", "not UTF-8, UTF-16 or cp1252: set data.encoding")
     except OSError as e:
         return Text(example, "", "", e.strerror or "cannot be opened")
