@@ -408,7 +408,7 @@ def _plain(found: tuple[Dialect, Layout, list[list[str]]]) -> bool:
     sure = len(layout.names) > 1 and layout.share == 1 and len(body) > 1 and layout.start < 2
     return sure and (dialect.separator not in ": " or bool(_value_columns(body, len(layout.names))))
 
-# %% ../nbs/06_delimited.ipynb #89ebeec1
+# %% ../nbs/06_delimited.ipynb #51ecf7c9
 def to_text(
     value: Any,  # of JSON, Parquet or a workbook
 ) -> str:
@@ -425,6 +425,8 @@ def to_text(
         return value.date().isoformat()
     if isinstance(value, date | time):  # a datetime too
         return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
     if isinstance(value, dict | list):
         return json.dumps(value, default=str, ensure_ascii=False)
     return str(value)

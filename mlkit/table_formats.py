@@ -354,7 +354,7 @@ def _without(
     kept = {n: values for n, values in columns.items() if values is not None}
     return Table(name, tuple(kept), tuple(kept.values()), lines, tuple(notes))
 
-# %% ../nbs/07_table_formats.ipynb #ee982581
+# %% ../nbs/07_table_formats.ipynb #b8573610
 def _of_arrow(column: Any, arrow: Any) -> tuple[Any, str]:
     "Return the values of a column, None where they are to be left out; and a note."
     if isinstance(column.type, arrow.BaseExtensionType):
@@ -367,8 +367,13 @@ def _of_arrow(column: Any, arrow: Any) -> tuple[Any, str]:
     if is_.is_timestamp(column.type) and column.type.tz:
         note = f"times of {column.type.tz} as UTC"
         column = column.cast(arrow.timestamp(column.type.unit))
+    if "binary" in str(column.type):  # as Spark may write text
+        try:
+            column = column.cast(arrow.binary()).cast(arrow.string())
+        except ValueError:
+            return None, note
     kind = column.type
-    if is_.is_nested(kind) or "binary" in str(kind):
+    if is_.is_nested(kind):
         return None, note
     if is_.is_floating(kind) or is_.is_date(kind) or is_.is_timestamp(kind):
         values = column.to_numpy()
