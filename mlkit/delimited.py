@@ -21,7 +21,7 @@ from typing import Any
 
 from .config import MlkitError
 
-# %% ../nbs/06_delimited.ipynb #cf68a503
+# %% ../nbs/06_delimited.ipynb #95c54073
 class TableError(MlkitError):
     "A table that cannot be read; the text names the file, the line and the remedy."
 
@@ -38,10 +38,10 @@ class Encoding:
 
 _BOMS = {
     codecs.BOM_UTF8: ("utf-8-sig", ""),
-    codecs.BOM_UTF32_LE: ("utf-32", "read as UTF-32"),
-    codecs.BOM_UTF32_BE: ("utf-32", "read as UTF-32"),
-    codecs.BOM_UTF16_LE: ("utf-16", "read as UTF-16"),
-    codecs.BOM_UTF16_BE: ("utf-16", "read as UTF-16"),
+    codecs.BOM_UTF32_LE: ("utf-32", "encoding: UTF-32"),
+    codecs.BOM_UTF32_BE: ("utf-32", "encoding: UTF-32"),
+    codecs.BOM_UTF16_LE: ("utf-16", "encoding: UTF-16"),
+    codecs.BOM_UTF16_BE: ("utf-16", "encoding: UTF-16"),
 }
 
 
@@ -53,9 +53,9 @@ def _by_its_zeros(head: bytes) -> Encoding | None:
     name = "utf-16-le" if sides[1] > sides[0] else "utf-16-be"
     text = head[: len(head) // 2 * 2].decode(name, "replace")
     whole = "\ufffd" not in text[:-1] and "\0" not in text and re.search(r"[\r\n]", text)
-    return Encoding(name, "read as UTF-16 without a mark") if whole else None
+    return Encoding(name, "encoding: UTF-16 without a mark") if whole else None
 
-# %% ../nbs/06_delimited.ipynb #41a23778
+# %% ../nbs/06_delimited.ipynb #4734395a
 _PAGES = (
     "cp1251 for Russian, cp1250 for Polish or Czech, gb18030, big5, shift_jis, euc_kr, mac_roman"
 )
@@ -73,10 +73,10 @@ def _not_utf8(data: bytes, good: int, name: str) -> Encoding:
     bad = text.count("\ufffd")
     good += sum(c > "\x7f" for c in text) - bad
     if good > 2 * bad:
-        return Encoding("utf-8", "read as UTF-8, damaged bytes as cp1252", "mlkit_cp1252")
+        return Encoding("utf-8", "encoding: UTF-8, damaged bytes as cp1252", "mlkit_cp1252")
     if _western(data):
-        remedy = "it is not UTF-8; data.encoding is there for others"
-        return Encoding("cp1252", f"read as cp1252 ({remedy})", "mlkit_cp1252")
+        note = "encoding: cp1252 (it is not UTF-8; set data.encoding if that is wrong)"
+        return Encoding("cp1252", note, "mlkit_cp1252")
     odd = next(c for c in data if c > 0x7F)
     raise TableError(
         f"{name} is neither UTF-8 nor cp1252 (the first odd byte is 0x{odd:02X}); say what it is in data.encoding ({_PAGES}), or save it as UTF-8"
@@ -189,7 +189,7 @@ def _named(head: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
     cells = [head[i].strip() for i in _value_columns(body, len(head))]
     return any(c.lower() not in _GAPS and not _is_value(c) for c in cells)
 
-# %% ../nbs/06_delimited.ipynb #e023a824
+# %% ../nbs/06_delimited.ipynb #0676bb43
 _MARKS = ("#", "%", "//")
 
 
@@ -202,28 +202,40 @@ def _fits(cells: Sequence[str], width: int) -> bool:
     return len(cells) == width or (len(cells) > width >= _filled(cells))
 
 
-def _words(records: Sequence[Sequence[str]], width: int) -> bool:
+def _words(cells: Sequence[str], width: int) -> bool:
     "Return whether the record is a word for each column."
-    return any(_filled(r) == width and not any(_is_value(c.strip()) for c in r) for r in records)
+    return _filled(cells) == width and not any(_is_value(c.strip()) for c in cells)
 
 
-def _above(records: Sequence[Sequence[str]], width: int) -> int:
+def _title(cells: Sequence[str], following: Sequence[str], width: int, separator: str) -> bool:
+    "Return whether a record stands above a head, whatever the columns hold."
+    filled = _filled(cells)
+    if cells[0].lstrip().startswith(_MARKS) and len(cells[0].split()) > 2:
+        return True  # a sentence
+    # a column of texts has a name alone as well, and commas below it
+    spread = len(cells) > 1 or separator in (";", "\t", "|")
+    if width == 2 and filled == 1:
+        return spread and _words(following, width)
+    return filled < 1 or (filled == 1 and width > 2)
+
+
+def _above(records: Sequence[Sequence[str]], width: int, separator: str) -> int:
     "Return how many records stand above the head."
     for i, cells in enumerate(records[:50]):
-        marked, filled = cells[0].lstrip().startswith(_MARKS), _filled(cells)
-        if filled < 1 or (width > 2 and filled == 1):
-            continue
-        if width == 2 and filled == 1 < len(cells) and _words(records[i + 1 : i + 2], width):
+        marked = cells[0].lstrip().startswith(_MARKS)
+        later = range(i + 1, min(i + 20, len(records)))
+        heads = [j for j in later if _fits(records[j], width)]
+        if _title(cells, records[heads[0]] if heads else (), width, separator):
             continue
         if _fits(cells, width) and not marked:
             return i
-        heads = (j for j in range(i + 1, min(i + 20, len(records))) if _fits(records[j], width))
+        heads = [j for j in heads if _words(records[j][:width], width)]
         sure = any(_named(records[j][:width], records[j + 1 :]) for j in heads)
         if not sure and not (marked and not _fits(cells, width)):
             return i
     return 0
 
-# %% ../nbs/06_delimited.ipynb #3a3bef2f
+# %% ../nbs/06_delimited.ipynb #450a00d8
 def _in_turn(cells: Sequence[str]) -> bool:
     "Return whether numbers are names all the same: 0, 1, 2, … of pandas, or years."
     if not all(c.isdecimal() for c in cells):
@@ -236,8 +248,11 @@ def _has_head(first: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
     cells, values = [c.strip() for c in first], _value_columns(body, len(first))
     if not body:
         return 2 * sum(map(_is_value, cells)) <= len(cells)
-    if _named(first, body) or (0 in values and not cells[0]):
+    if _named(first, body):
         return True
+    if 0 in values and not cells[0]:  # an index, which has no name
+        others = [cells[i] for i in values[1:]]
+        return not any(map(_is_value, others)) or _in_turn(others)
     words = [i for i in range(len(cells)) if i not in values]
     again = [i for i in words if cells[i] in {r[i].strip() for r in body if i < len(r)} - {""}]
     if again and 2 * len(again) >= len(words):
@@ -279,7 +294,7 @@ def name_columns(
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
 
-# %% ../nbs/06_delimited.ipynb #b85a5372
+# %% ../nbs/06_delimited.ipynb #0cbac202
 @dataclass(frozen=True)
 class Layout:
     "Where the head stands and what it says."
@@ -301,7 +316,7 @@ def find_layout(
         return Layout((), 0, 0.0, ())
     widths = Counter(map(len, records))
     width = max(widths, key=lambda w: (widths[w], w))
-    above = _above(records, width)
+    above = _above(records, width, separator)
     head, body, notes = list(records[above]), records[above + 1 :], []
     whole = [r for r in body if len(r) == width]
     if above and (said := [" ".join(r).strip() for r in records[:above]]):
@@ -368,7 +383,7 @@ def _quoted_best(
             best = found if best[1].share < 1 or more else best
     return best
 
-# %% ../nbs/06_delimited.ipynb #436082ea
+# %% ../nbs/06_delimited.ipynb #caa6f76d
 _CALLED = {"\t": "tab", " ": "blank"}
 
 
@@ -390,23 +405,28 @@ def find_dialect(
         others = (_quoted_best(s, text, lines, whole) for s in _OTHERS)
         fit = [o for o in others if _plain(o)]
     if fit:
-        dialect, layout, _ = max(fit, key=lambda f: (f[1].share, -f[1].start, len(f[1].names)))
+        dialect, layout, _ = max(fit, key=_merit)
     else:  # a single column, or rows that are nobody's
         dialect, layout, _ = max(found[::-1], key=lambda f: len(f[1].names))
-    notes = list(layout.notes)
+    notes = ["quotes are letters here: they do not come in pairs"] if not dialect.quote else []
     if dialect.separator != ",":
-        notes.insert(0, f"separator: {_CALLED.get(dialect.separator, dialect.separator)}")
-    if not dialect.quote:
-        notes.insert(0, "quotes are letters here: they do not come in pairs")
-    return dialect, replace(layout, notes=tuple(notes))
+        notes.append(f"separator: {_CALLED.get(dialect.separator, dialect.separator)}")
+    return dialect, replace(layout, notes=(*notes, *layout.notes))
+
+
+def _merit(found: tuple[Dialect, Layout, list[list[str]]]) -> tuple[float, ...]:
+    "Return what to compare: agreement, few lines above the head, numbers (4,2 and not 4 and 2), columns."
+    _, layout, records = found
+    above, width = layout.start - bool(layout.head), len(layout.names)
+    values = _value_columns(records[layout.start :], width)
+    return layout.share, -above, len(values) / max(width, 1), width
 
 
 def _plain(found: tuple[Dialect, Layout, list[list[str]]]) -> bool:
     "Return whether an unusual separator is beyond doubt: each row fits, and numbers come of it."
-    dialect, layout, records = found
-    body = records[layout.start :]
-    sure = len(layout.names) > 1 and layout.share == 1 and len(body) > 1 and layout.start < 2
-    return sure and (dialect.separator not in ": " or bool(_value_columns(body, len(layout.names))))
+    share, above, values, width = _merit(found)
+    sure = share == 1 and above == 0 and width > 1 and len(found[2]) > 2
+    return sure and (values > 0 or found[0].separator not in ": ")
 
 # %% ../nbs/06_delimited.ipynb #51ecf7c9
 def to_text(
