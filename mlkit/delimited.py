@@ -133,7 +133,7 @@ def decode(
     except UnicodeDecodeError as e:
         raise TableError(f"{name} is not {found.name}, as data.encoding says: {e}") from e
 
-# %% ../nbs/06_delimited.ipynb #06acc92e
+# %% ../nbs/06_delimited.ipynb #a482a297
 @dataclass(frozen=True)
 class Dialect:
     "How lines become cells."
@@ -156,16 +156,12 @@ class Dialect:
 
 
 _USUAL = ";\t|,"  # of two that fit, the comma is the likelier one inside of texts
-
-
 _OTHERS = "^~\x01\x1f: "
 
-# %% ../nbs/06_delimited.ipynb #04d579a1
+# %% ../nbs/06_delimited.ipynb #720affe3
 _VALUE = re.compile(
     r"(?=[^\d]{0,5}\d)[-+(£$€]{0,3}[-+.,:/ \d]+(?:[eE][-+]?\d+)?(?:T[\d:.+-]+)?[%)€Z]?"
 )
-
-
 _GAPS = {"", "?", "-", ".", "na", "n/a", "nan", "null", "none", "inf", "-inf"}
 
 
