@@ -74,7 +74,7 @@ def command(model: str, models: Path, names: list[str], folder: Path, on: str = 
     words = [sys.executable, "-c", program, "predict", model, "-", "--out", str(out)]
     words += ["--json", "--again", "--set", f"paths.models={models}"]
     if on == "ray":
-        words += ["--on", "ray", "--set", "ray.shard=128"]
+        words += ["--on", "ray", "--set", "ray.batch_inputs=128"]
     before = time.perf_counter()
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     peak, looked = 0.0, psutil.Process(process.pid)

@@ -50,7 +50,7 @@ def main() -> None:
     lost = cluster.add_node(num_cpus=1)
     with tempfile.TemporaryDirectory() as tmp:
         out, one, began = Path(tmp, "shards"), Path(tmp, "local.parquet"), time.perf_counter()
-        words = ["--on", "ray", "--address", cluster.address, "--set", "ray.shard=256"]
+        words = ["--on", "ray", "--address", cluster.address, "--set", "ray.batch_inputs=256"]
         process = begin(asked.model, asked.models, names, out, *words)
         shards = -(-asked.inputs // 256)
         while process.poll() is None and len(list(out.glob("part-*.parquet"))) < shards // 2:

@@ -26,7 +26,7 @@ ABLATION = {
     "channels first": {"train.channels_last": False},
     "early stages learn too": {"train.freeze": "none"},
     "no head on kept features": {"train.head_epochs": 0},
-    "two views among the features": {"train.views": 2},
+    "two views among the features": {"train.augmentations_per_image": 2},
     "no label smoothing": {"train.label_smoothing": 0},
     "mixup 0.4": {"train.mixup": 0.4},
     "average of weights, 0.98": {"train.ema": 0.98},

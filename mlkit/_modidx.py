@@ -578,6 +578,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlkit.config._is_ours': ('config.html#_is_ours', 'mlkit/config.py'),
                               'mlkit.config._nested': ('config.html#_nested', 'mlkit/config.py'),
                               'mlkit.config._read_ini': ('config.html#_read_ini', 'mlkit/config.py'),
+                              'mlkit.config._renamed': ('config.html#_renamed', 'mlkit/config.py'),
                               'mlkit.config.keep_freed_blocks': ('config.html#keep_freed_blocks', 'mlkit/config.py'),
                               'mlkit.config.known_keys': ('config.html#known_keys', 'mlkit/config.py'),
                               'mlkit.config.listed': ('config.html#listed', 'mlkit/config.py'),

@@ -25,7 +25,10 @@ def server(
 ) -> Iterator[Server]:
     "The server of the suite, which asks replicas."
     folder = tmp_path_factory.mktemp("server")
-    more = f"ray.address={cluster.address}", "ray.at_once=1"  # the other processors are for others
+    more = (
+        f"ray.address={cluster.address}",
+        "ray.max_workers=1",
+    )  # the other processors are for others
     with running(models, folder, "api.max_body_mb=2", *more, program=ON_RAY) as one:
         yield one
 

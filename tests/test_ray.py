@@ -43,7 +43,7 @@ def predict(models: Path, seen: Path, *words: str) -> subprocess.CompletedProces
 
 
 def on(cluster: Any, *words: str) -> list[str]:
-    return ["--on", "ray", "--address", cluster.address, "--set", "ray.shard=8", *words]
+    return ["--on", "ray", "--address", cluster.address, "--set", "ray.batch_inputs=8", *words]
 
 
 def parts(out: Path) -> list[Path]:

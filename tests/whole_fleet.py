@@ -90,7 +90,10 @@ def test_a_node_is_lost_under_load_and_then_the_door(
 ) -> None:
     # with the replica of `server` there are as many as processors
     root, lost = model_of(slow(20_000)).root, cluster.add_node(num_cpus=1)
-    with start("ray.ongoing=1", "ray.at_once=3", root=root) as door, crowd(door, 6) as said:
+    with (
+        start("ray.target_requests=1", "ray.max_workers=3", root=root) as door,
+        crowd(door, 6) as said,
+    ):
         until(lambda: 3 in replicas(), 120)  # one of them on the node that will be lost
         raylet = lost.all_processes["raylet"][0].process.pid
         workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()

@@ -63,7 +63,7 @@ def _place(settings: "Settings", on: str, jobs: int | None) -> Iterator[dict[str
     from mlkit.cluster.runs import Nodes
 
     with joined(settings) as ray:
-        jobs = jobs or settings.ray.at_once or room(ray, settings)
+        jobs = jobs or settings.ray.max_workers or room(ray, settings)
         yield {"jobs": jobs, "start": Nodes(ray, settings)}
 
 

@@ -61,7 +61,7 @@ def _origin(work: _Work) -> dict[str, Any]:
     predictor = _opened(work.version.path, work.settings.model_dump_json())
     with tempfile.TemporaryDirectory() as tmp:  # a sheet begins with its folder of masks
         made = origin(predictor, replace(work, out=Path(tmp)).sheet(predictor, 0))
-    return made | {"folder of masks": None, "inputs in a shard": work.settings.ray.shard}
+    return made | {"folder of masks": None, "inputs in a shard": work.settings.ray.batch_inputs}
 
 
 def _write(work: _Work, number: int, items: list[Item]) -> dict[str, Any]:
@@ -165,11 +165,13 @@ def write_shards(
         made = _got(ray, ray.remote(**takes)(_origin).remote(work))
         folder = _Folder(out, made, again)  # nothing is deleted for a cluster that is not there
         task = ray.remote(**takes)(_write)
-        most = settings.ray.at_once or 2 * room(ray, settings)  # so that none waits for the driver
+        most = settings.ray.max_workers or 2 * room(
+            ray, settings
+        )  # so that none waits for the driver
         marks: dict[Any, str] = {}  # of the shards under way
         try:
             with _heard() as asked:
-                for number, items in enumerate(_cut(inputs, settings.ray.shard)):
+                for number, items in enumerate(_cut(inputs, settings.ray.batch_inputs)):
                     if asked:
                         raise KeyboardInterrupt
                     shards = number + 1

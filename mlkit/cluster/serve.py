@@ -335,7 +335,7 @@ class Fleet:
             autoscaling_config={
                 "min_replicas": 1,
                 "max_replicas": self._most(),
-                "target_ongoing_requests": mine.ongoing,
+                "target_ongoing_requests": mine.target_requests,
                 "metrics_interval_s": 1,
                 "look_back_period_s": 5,
                 "upscale_delay_s": 2,
@@ -352,7 +352,7 @@ class Fleet:
         return self.serve.status().applications.get(name, gone)
 
     def _most(self) -> int:
-        return self.settings.ray.at_once or max(1, room(self.ray, self.settings) - 1)
+        return self.settings.ray.max_workers or max(1, room(self.ray, self.settings) - 1)
 
     def end(
         self,
@@ -380,7 +380,7 @@ def serve_on_ray(
 
     if settings.api.processes > 1:
         raise ServeError(
-            "on Ray one process takes the requests, and replicas compute; unset api.processes, and see ray.at_once"
+            "on Ray one process takes the requests, and replicas compute; unset api.processes, and see ray.max_workers"
         )
     out = sys.stdout
 

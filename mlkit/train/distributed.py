@@ -343,7 +343,7 @@ def _on_ray(folder: Path, settings: Settings) -> str:
         needs = {"CPU": settings.ray.cpus, "GPU": settings.ray.gpus}
         fits = room(ray, settings)
         count = settings.train.world_size or fits
-        count = min(count, settings.ray.at_once or count)
+        count = min(count, settings.ray.max_workers or count)
         if count > fits:
             raise TrainError(
                 f"train.world_size = {count}, and the cluster has room for {fits} (ray.cpus, ray.gpus)"

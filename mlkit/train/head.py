@@ -44,7 +44,7 @@ def head_learner(
     count = len(learn.dls.train_ds)
     if valid.ndim != 2 or len(front) == len(head):
         return None
-    views = min(options.views, int(_ROOM / valid[0].nbytes - len(valid)) // count)
+    views = min(options.augmentations_per_image, int(_ROOM / valid[0].nbytes - len(valid)) // count)
     if views < 1:
         return None
     once = learn.dls.train.new(shuffle=False, drop_last=False)
