@@ -160,7 +160,7 @@ def test_texts_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["russian.txt"].problem == "not UTF-8, UTF-16 or cp1252: set data.encoding"
     assert found["locked.txt"].problem == "Permission denied"
     assert found["marked.txt"].text == "good mark", "its mark is not part of it"
-    assert len(audit(str(tmp_path / "texts"), settings).quarantine) == 1
+    assert len(audit(str(tmp_path / "texts"), settings).quarantine) == 2
     (tmp_path / "none").mkdir()
     with pytest.raises(
         DataError, match="holds 0 .txt files and 0 tables, and no text with a label"

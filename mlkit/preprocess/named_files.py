@@ -286,11 +286,15 @@ def named_files(
             notes.append(f"columns that are not read: {', '.join(more)}; data.target names others")
     return _examples(path, cells, data, learned, (found, column, part), notes)
 
-# %% ../../nbs/preprocess/01_named_files.ipynb #7bfb761e
+# %% ../../nbs/preprocess/01_named_files.ipynb #08c6ea24
+_FILES = "path file filename file_name filepath file_path image_path img_path image_name".split()
+
+
 def _none_found(path: Path, cells: Cells, source: Source) -> None:
     "Raise `DataError` if a column names images although none of them is there."
     for name, values in cells.columns.items():
-        if mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
+        named = name.strip().lower() in _FILES and not mostly(number_of, values)
+        if named or mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
             raise DataError(
                 f"{path}: column {name!r} names {len(values)} images, and few or none are in {source.folder}: {listed(values, 3)}. "
                 "They are looked for by path, by name and by name without suffix, beside the table, below, and in the folder above"
