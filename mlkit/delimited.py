@@ -71,7 +71,7 @@ def _named(head: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
     cells = [head[i].strip() for i in _value_columns(body, len(head))]
     return any(c.lower() not in _GAPS and not _is_value(c) for c in cells)
 
-# %% ../nbs/06_delimited.ipynb #0676bb43
+# %% ../nbs/06_delimited.ipynb #6c5a6d65
 _MARKS = ("#", "%", "//")
 
 
@@ -88,7 +88,7 @@ def _words(cells: Sequence[str], width: int) -> bool:
     "Return whether the record is a word for each column."
     return _filled(cells) == width and not any(_is_value(c.strip()) for c in cells)
 
-
+# %% ../nbs/06_delimited.ipynb #353e9417
 def _title(cells: Sequence[str], following: Sequence[str], width: int, separator: str) -> bool:
     "Return whether a record stands above a head, whatever the columns hold."
     filled = _filled(cells)
@@ -117,7 +117,7 @@ def _above(records: Sequence[Sequence[str]], width: int, separator: str) -> int:
             return i
     return 0
 
-# %% ../nbs/06_delimited.ipynb #450a00d8
+# %% ../nbs/06_delimited.ipynb #9f1e8b7b
 def _in_turn(cells: Sequence[str]) -> bool:
     "Return whether numbers are names all the same: 0, 1, 2, … of pandas, or years."
     if not all(c.isdecimal() for c in cells):
@@ -153,7 +153,7 @@ def _unlike(first: str, rest: Sequence[str]) -> bool:
     words = not _is_value(first) and not any(c.isdigit() for c in first)
     return few or (words and bool(kinds) and all(any(c.isdigit() for c in k) for k in kinds))
 
-
+# %% ../nbs/06_delimited.ipynb #65e6f9e2
 def _row_names(body: Sequence[Sequence[str]], separator: str, *, alone: bool) -> bool:
     "Return whether the first cells can be names of rows that the head does not name."
     firsts = [r[0].strip() for r in body]
@@ -188,7 +188,7 @@ def name_columns(
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
 
-# %% ../nbs/06_delimited.ipynb #0cbac202
+# %% ../nbs/06_delimited.ipynb #0bc9a8f5
 @dataclass(frozen=True)
 class Layout:
     "Where the head stands and what it says."
@@ -200,7 +200,7 @@ class Layout:
     head: tuple[str, ...] = ()  # as it stands there; empty: there is none
     bare: tuple[str, ...] = ()  # names that were made up, as there was none
 
-
+# %% ../nbs/06_delimited.ipynb #f89da0c2
 def find_layout(
     records: Sequence[Sequence[str]],  # the first ones, those of blank lines left out
     separator: str = "",  # between them, if there was one
@@ -233,7 +233,7 @@ def find_layout(
     names, bare, more = name_columns(shown)
     return Layout(names, above + 1, share, (*notes, *more), tuple(records[above]), bare)
 
-# %% ../nbs/06_delimited.ipynb #47a34b35
+# %% ../nbs/06_delimited.ipynb #0f4b9d9a
 def _read(dialect: Dialect, lines: Sequence[str], whole: bool) -> list[list[str]]:
     try:
         records = [r for r in islice(dialect.records(lines), 1000) if r]
@@ -252,7 +252,7 @@ def _variants(separator: str, text: str) -> Iterator[Dialect]:
     if '"' in text:
         yield Dialect(separator, "")
 
-
+# %% ../nbs/06_delimited.ipynb #3c1dc74b
 def _dangling(records: Sequence[Sequence[str]]) -> bool:
     return any(
         c.startswith('"') and (len(c) < 2 or not c.endswith('"')) for r in records for c in r
@@ -277,7 +277,7 @@ def _quoted_best(
             best = found if best[1].share < 1 or more else best
     return best
 
-# %% ../nbs/06_delimited.ipynb #caa6f76d
+# %% ../nbs/06_delimited.ipynb #f4367841
 _CALLED = {"\t": "tab", " ": "blank"}
 
 
@@ -307,7 +307,7 @@ def find_dialect(
         notes.append(f"separator: {_CALLED.get(dialect.separator, dialect.separator)}")
     return dialect, replace(layout, notes=(*notes, *layout.notes))
 
-
+# %% ../nbs/06_delimited.ipynb #38fee3b6
 def _merit(found: tuple[Dialect, Layout, list[list[str]]]) -> tuple[float, ...]:
     "Return what to compare: agreement, few lines above the head, numbers (4,2 and not 4 and 2), columns."
     _, layout, records = found

@@ -80,7 +80,7 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
     odd = error.object[error.start : error.end]
     return "".join(bytes([b]).decode("cp1252", "ignore") or chr(b) for b in odd), error.end
 
-# %% ../nbs/06_encodings.ipynb #aafb563d
+# %% ../nbs/06_encodings.ipynb #fc54ba30
 def find_encoding(
     chunks: Iterable[bytes],  # of the whole file, or of as much as there is
     name: str,  # of the file, for errors
@@ -102,7 +102,7 @@ def find_encoding(
         return Encoding(*_BOMS[bom])
     return _by_its_zeros(head) or _utf8_or_not(chain([head], chunks), name)
 
-
+# %% ../nbs/06_encodings.ipynb #1e7bde7c
 def _utf8_or_not(chunks: Iterable[bytes], name: str) -> Encoding:
     decoder, good, nul = codecs.getincrementaldecoder("utf-8")(), 0, False
     for chunk in chain(chunks, [b""]):  # the empty one ends it

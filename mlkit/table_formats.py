@@ -91,7 +91,7 @@ class _Records:
         "Return the table; raise `TableError` naming the lines that are too long or too short."
         return _whole(self, raw, most)
 
-# %% ../nbs/07_table_formats.ipynb #d9426b8a
+# %% ../nbs/07_table_formats.ipynb #1f5a2ef9
 @dataclass(frozen=True)
 class Table:
     "A table that has been read: columns in order, each of as many values."
@@ -107,7 +107,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-
+# %% ../nbs/07_table_formats.ipynb #b85bc302
 def _whole(source: _Records, raw: BinaryIO, most: int | None) -> Table:
     "Return the table; raise `TableError` naming the lines that are too long or too short."
     layout, width = source.layout, len(source.layout.names)
@@ -189,7 +189,7 @@ def _cell(value: Any) -> str:
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return str(int(value)) if whole else to_text(value)
 
-# %% ../nbs/07_table_formats.ipynb #5fcb9da1
+# %% ../nbs/07_table_formats.ipynb #a7795010
 def _sheets(raw: BinaryIO, name: str) -> dict[str, list[Sequence[Any]]]:
     "Return the cells of each sheet."
     data = io.BytesIO(raw.read())
@@ -213,7 +213,7 @@ def _sheets(raw: BinaryIO, name: str) -> dict[str, list[Sequence[Any]]]:
     except calamine.CalamineError as e:
         raise TableError(f"{name} cannot be read as a workbook: {e}; save it as CSV") from e
 
-
+# %% ../nbs/07_table_formats.ipynb #ac337e3b
 class _Excel(_Records):
     "A workbook: .xlsx, .xls, .ods."
 
@@ -237,7 +237,7 @@ def _cells(rows: Iterable[Sequence[Any]]) -> list[tuple[int, list[str]]]:
     width = max((i for _, row in text for i, c in enumerate(row, 1) if c.strip()), default=0)
     return [(i, row[:width]) for i, row in text if any(map(str.strip, row))]
 
-# %% ../nbs/07_table_formats.ipynb #bc94c9c3
+# %% ../nbs/07_table_formats.ipynb #698bb149
 def _objects(document: Any, name: str) -> list[Any]:
     "Return the rows of a document."
     if isinstance(document, dict) and len(document) == 1:
@@ -258,7 +258,7 @@ def _objects(document: Any, name: str) -> list[Any]:
         )
     return document
 
-
+# %% ../nbs/07_table_formats.ipynb #e8dc7e3b
 def _by_line(text: str) -> bool:
     "Return whether each line is an object of its own."
     first, _, rest = text.lstrip().partition("\n")

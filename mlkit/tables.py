@@ -29,7 +29,7 @@ from mlkit.table_formats import (  # noqa: F401
     needed,
 )
 
-# %% ../nbs/08_tables.ipynb #c4a3646d
+# %% ../nbs/08_tables.ipynb #1aeddf3c
 SUFFIXES = (
     ".csv",
     ".tsv",
@@ -62,7 +62,7 @@ def is_table(
         suffixes = suffixes[:-1]
     return bool(suffixes) and suffixes[-1] in (SUFFIXES + _MAYBE if maybe else SUFFIXES)
 
-
+# %% ../nbs/08_tables.ipynb #3aaae586
 _NO_TABLES = {
     b"%PDF": "a PDF",
     b"SQLite format 3": "an SQLite database",
@@ -131,7 +131,7 @@ _UNPACK = {
     b"\x28\xb5\x2f\xfd": _zstd,
 }
 
-# %% ../nbs/08_tables.ipynb #150fae7a
+# %% ../nbs/08_tables.ipynb #b7af2b23
 _DAMAGED = (
     EOFError,
     OSError,
@@ -161,7 +161,7 @@ def _in_zip(raw: BinaryIO, name: str) -> tuple[BinaryIO, str]:
         )
     return archive.open(tables[0]), tables[0]
 
-
+# %% ../nbs/08_tables.ipynb #5d0a556b
 def _unpacked(raw: Any, name: str, inner: str, keep: ExitStack) -> tuple[io.BufferedReader, str]:
     "Return what is inside, as a stream with `peek`, and its name."
     raw = keep.enter_context(raw if hasattr(raw, "peek") else io.BufferedReader(raw))
@@ -178,7 +178,7 @@ def _unpacked(raw: Any, name: str, inner: str, keep: ExitStack) -> tuple[io.Buff
             return _unpacked(unpack(raw), name, bare, keep)
     return raw, inner
 
-# %% ../nbs/08_tables.ipynb #2d6572d5
+# %% ../nbs/08_tables.ipynb #5d30b736
 _SOURCES = {"text": _Text, "excel": _Excel, "json": _Json, "arrow": _Arrow, "parquet": _Arrow}
 
 
@@ -242,7 +242,7 @@ class TableFile:
         with self._opened() as (raw, _):
             return self._source.whole(raw, most)
 
-
+# %% ../nbs/08_tables.ipynb #0340fb1f
 def read_table(
     path: Path,
     *,
