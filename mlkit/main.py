@@ -125,6 +125,8 @@ def export_bundle(
         "settings": settings.model_dump(mode="json"),
         "environment": json.loads(run.file("environment.json").read_text(encoding="utf-8")),
     }
+    if parts.masks:
+        lineage["masks"] = parts.masks.to_dict()
     report = sorted(p for p in run.file("report/card.md").parent.iterdir() if p.is_file())
     report += [p for p in [run.file("lr_find.png")] if p.is_file()]
     bundle = export(

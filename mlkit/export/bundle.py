@@ -188,7 +188,7 @@ def export(
         tmp = Path(folder)
         files = {GRAPHS["fp32"]: tmp / "model.onnx", "learner.pkl": tmp / "learner.pkl"}
         write_onnx(learn, files[GRAPHS["fp32"]], data)
-        learn.export(files["learner.pkl"])
+        _export_plain(learn, files["learner.pkl"])
         needed = data.files(learn, tmp)  # to read inputs
         files |= needed | {f"report/{file}": path for file, path in (report or {}).items()}
         manifest = {
@@ -220,6 +220,16 @@ def export(
         if card := files.get("report/card.md"):
             files["report/card.md"] = _said(card, manifest.get("int8"), tmp / "card.md")
         return write_bundle(target, manifest, files)
+
+
+def _export_plain(learn: Learner, path: Path) -> None:
+    "Export without metrics of ours: a process without mlkit can open it."
+    own = learn.metrics
+    learn.metrics = [m for m in own if not type(m).__module__.startswith("mlkit")]
+    try:
+        learn.export(path)
+    finally:
+        learn.metrics = own
 
 
 def _limits(spec: Any) -> dict[str, float]:

@@ -6,6 +6,8 @@
 __all__ = ['NO_CLASS', 'MaskError', 'numbers_of', 'MaskValues', 'look_at', 'MaskTable', 'as_colors', 'mask_table', 'misfit']
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #35fb5029
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +134,12 @@ class MaskTable:
         "Whether numbers are their own classes."
         own = all(value == place for value, place in self.classes.items())
         return own and self.form == "number" and not self.cut and {*self.ignored} <= {NO_CLASS}
+
+    @cached_property
+    def key(self) -> str:
+        "A name for it: tables that mean the same have the same."
+        told = json.dumps([self.form, self.cut, sorted(self.classes.items())])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     def places(
         self,
@@ -351,7 +359,7 @@ def misfit(
     values = as_colors(seen).pixels if table.form == "color" else seen.pixels
     strange = [v for v in values if v not in table.classes and v not in table.ignored]
     if not strange:
-        return None
+        return None if table.places(seen) else "the mask has no pixel of a class"
     shown = listed([table._shown(v) for v in strange], 3)
     what = "value" if table.form == "number" else "colour"
     there = f"there are {len(table.labels)} classes, {', '.join(map(table._shown, [*table.classes][:8]))}"

@@ -30,7 +30,7 @@ from ..model.vision import learner
 from ..preprocess.image_audit import audit
 from ..preprocess.image_source import image_examples
 from ..preprocess.source import Source
-from ..preprocess.vision import dataloaders
+from ..preprocess.vision import OpenByLevels, dataloaders
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/02_vision.ipynb #781e3c98
@@ -72,8 +72,10 @@ def input_spec(
 ) -> ImageInput:
     "Return the preprocessing of `learn` as data; raise `ExportError` naming the first transform that cannot be said."
     dl = learn.dls.valid
-    color = _color(learn)
-    spec: dict[str, Any] = {"color": color}
+    spec: dict[str, Any] = {"color": _color(learn)}
+    opened = learn.dls.valid_ds.tls[0].tfms.fs[-1]
+    if isinstance(opened, OpenByLevels):
+        spec["levels"] = opened.levels
     for t in _applied(dl.after_item):
         if type(t) is Resize:
             spec |= {
@@ -117,7 +119,8 @@ def _color(learn: Learner) -> str:
         raise UnsupportedInput(
             f"the Learner's inputs are {name}, and pictures are PILImage or PILImageBW", name
         )
-    if not (last := lists[0].tfms.fs[-1]).name.endswith(".create"):
+    last = lists[0].tfms.fs[-1]
+    if not (isinstance(last, OpenByLevels) or last.name.endswith(".create")):
         raise _unsayable(last, "type")
     return colors[made]
 
@@ -193,27 +196,6 @@ def answers(
     return express.answers(learn, learn.dls.test_dl(list(items)))
 
 # %% ../../nbs/tasks/02_vision.ipynb #2be27656
-class ImageKind(Kind):
-    "Images, with one label, several, numbers or a mask each."
-
-    name = "image"
-
-    match = staticmethod(match)
-    audit = staticmethod(audit)
-    dataloaders = staticmethod(dataloaders)
-    learner = staticmethod(learner)
-    described = staticmethod(described)
-    input_spec = staticmethod(input_spec)
-    network = staticmethod(network)
-    example = staticmethod(example)
-    examples = staticmethod(examples)
-    sent = staticmethod(sent)
-    answers = staticmethod(answers)
-
-
-IMAGES = ImageKind()
-
-# %% ../../nbs/tasks/02_vision.ipynb #7571f18b
 class ImageKind(Kind):
     "Images, with one label, several, numbers or a mask each."
 
