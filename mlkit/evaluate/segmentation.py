@@ -157,7 +157,9 @@ def plot_masks(
             axes, (None, true, given), ("", "true", "given"), strict=True
         ):
             blended = image if mask is None else 0.4 * image + 0.6 * colors[mask % 255]
-            place.imshow(blended if mask is None else np.where(mask[..., None] % 255 > 0, blended, image))
+            place.imshow(
+                blended if mask is None else np.where(mask[..., None] % 255 > 0, blended, image)
+            )
             place.set_title(title, fontsize=8)
             place.axis("off")
     return figure

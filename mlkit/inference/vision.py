@@ -241,9 +241,7 @@ class ImageReader(FieldReader):
                 raise Oversized
 
         try:
-            image = decode(
-                data, spec.color, levels=spec.levels, max_megapixels=most, admit=admit
-            )
+            image = decode(data, spec.color, levels=spec.levels, max_megapixels=most, admit=admit)
             return to_array(to_square(image, spec), spec), seen[0]
         except InputError as e:
             e.index = index

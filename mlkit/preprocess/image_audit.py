@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..bundle.manifest import InputError
 from ..config import Settings
 from ..inference.levels import Levels, choose_levels, extent
 from ..inference.vision import open_image
@@ -219,7 +218,9 @@ class ImageAudit(FileAudit):
         if self.readable and all(r.hidden for r in self.readable):
             return "every image is one colour, for transparency is not read; save them on a ground of another colour"
         colors = {r.color for r in self.readable}
-        return "every image is the same one colour" if len(colors) == 1 and None not in colors else ""
+        return (
+            "every image is the same one colour" if len(colors) == 1 and None not in colors else ""
+        )
 
     def labels_of(
         self,
