@@ -115,6 +115,7 @@ def export_bundle(
     "Export the bundle with its parity check, add it to the registry, and return the version; it is not promoted."
     from mlkit.bundle.registry import Registry
     from mlkit.export.bundle import export
+    from mlkit.model.outputs import ExportError
 
     lineage = {
         "run": run.id,
@@ -126,21 +127,28 @@ def export_bundle(
         "environment": json.loads(run.file("environment.json").read_text(encoding="utf-8")),
         "not_better": found.not_better,  # than always giving one answer, and by which figures
     }
+    if parts.masks:
+        lineage["masks"] = parts.masks.to_dict()
     report = sorted(p for p in run.file("report/card.md").parent.iterdir() if p.is_file())
     report += [p for p in [run.file("lr_find.png")] if p.is_file()]
-    bundle = export(
-        learn,
-        run.folder / "bundle",
-        name=settings.model.name,
-        arch=settings.model.arch,
-        metrics=found.metrics,
-        lineage=lineage,
-        report={p.name: p for p in report},
-        task=_task(settings).name,
-        output=found.output,
-        calibration=settings.train.calibration,
-        temperature=found.temperature,
-    )
+    try:
+        bundle = export(
+            learn,
+            run.folder / "bundle",
+            name=settings.model.name,
+            arch=settings.model.arch,
+            metrics=found.metrics,
+            lineage=lineage,
+            report={p.name: p for p in report},
+            task=_task(settings).name,
+            output=found.output,
+            calibration=settings.train.calibration,
+            temperature=found.temperature,
+        )
+    except ExportError as e:
+        kept = f"the fit is kept, its best weights in {done.checkpoint}"
+        way = "`mlkit train --weights FILE` with the same settings begins from them"
+        raise ExportError(f"{e}; {kept}: {way}", e.part) from e
     version = Registry(settings.paths.models).add(bundle, name=settings.model.name)
     run.log("packed", name=version.name, version=version.version)
     return version
@@ -184,6 +192,7 @@ def pipeline(
     "Go from a folder of examples to a version in the registry; raise the `MlkitError` of the step that cannot be done."
     settings = _settings_for(source, name, settings)
     from mlkit.bundle.registry import Registry
+    from mlkit.export.bundle import rehearse
     from mlkit.model.vision import (
         summarize,
     )  # after the settings: a mistake there should not wait for torch
@@ -199,6 +208,8 @@ def pipeline(
         found, parts, dls = prepare(settings, run)
         tell("audit", found)
         learn = task.data.learner(dls, settings, path=run.folder)
+        if task.data.name == "image":
+            rehearse(learn, task.data, settings.model.arch)
         tell("model", summarize(learn, settings.model.arch))
         done = fit_distributed(learn, settings, run, on=on)
         tell("fit", done)

@@ -77,6 +77,10 @@ class ImageInput(_Part):
     exif: Literal["ignore"] = Field(
         "ignore", description="orientation tag: fastai does not apply it, so nor do we"
     )
+    levels: tuple[float, float] | None = Field(
+        None,
+        description="what becomes 0 and 255 of a picture of more than 8 bits; None: Pillow's conversion",
+    )
     divisor: float = Field(255.0, gt=0, description="bytes are divided by this")
     mean: tuple[float, ...] | None = Field(
         None, description="subtracted from each channel after division"

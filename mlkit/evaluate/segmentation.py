@@ -29,14 +29,15 @@ from ..model.outputs import outputs, vocab
 
 # %% ../../nbs/evaluate/05_segmentation.ipynb #6bbf3f00
 def confusions(
-    truth: np.ndarray,  # images × height × width, whole numbers below `classes`
-    predicted: np.ndarray,  # the same
+    truth: np.ndarray,  # images × height × width; what is not below `classes` is no class
+    predicted: np.ndarray,  # the same, all below `classes`
     classes: int,
 ) -> np.ndarray:
     "Return the pixels of each true class that were given each class, images × classes × classes."
     both = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     flat = both.reshape(len(both), -1) + np.arange(len(both))[:, None] * classes**2
-    return np.bincount(flat.ravel(), minlength=len(both) * classes**2).reshape(-1, classes, classes)
+    flat = flat[(truth < classes).reshape(len(truth), -1)]
+    return np.bincount(flat, minlength=len(both) * classes**2).reshape(-1, classes, classes)
 
 # %% ../../nbs/evaluate/05_segmentation.ipynb #b37aabb2
 def _by_class(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +55,7 @@ def _values(pixels: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "dice": np.where(true, dice, 0).sum(-1) / count,
         "iou": np.where(true, iou, 0).sum(-1) / count,
-        "pixel_accuracy": right / pixels.sum((-1, -2)),
+        "pixel_accuracy": right / np.maximum(pixels.sum((-1, -2)), 1),
     }
 
 # %% ../../nbs/evaluate/05_segmentation.ipynb #e88d8610
@@ -162,8 +163,10 @@ def plot_masks(
         for place, mask, title in zip(
             axes, (None, true, given), ("", "true", "given"), strict=True
         ):
-            blended = image if mask is None else 0.4 * image + 0.6 * colors[mask]
-            place.imshow(blended if mask is None else np.where(mask[..., None] > 0, blended, image))
+            blended = image if mask is None else 0.4 * image + 0.6 * colors[mask % 255]
+            place.imshow(
+                blended if mask is None else np.where(mask[..., None] % 255 > 0, blended, image)
+            )
             place.set_title(title, fontsize=8)
             place.axis("off")
     return figure

@@ -38,6 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..bundle.files import write_whole
 from ..config import MlkitError, Settings
 from .views import Views, find_views
+from .vision import OpenByLevels
 from ..progress import progress
 
 # %% ../../nbs/preprocess/07_cache.ipynb #040774ad
@@ -51,6 +52,7 @@ class ImageTransform:
 
     kind: type[PILBase]  # of picture, by its colours
     resize: Resize
+    opened: OpenByLevels | None = None  # how, where there are images of more than 8 bits
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,7 +67,10 @@ class ImageTransform:
     ) -> np.ndarray:
         "Return the picture as height × width × channels; raise `CacheError` when it cannot be read."
         try:
-            picture = self.kind.create(path) if exact else self._draft(path)
+            if self.opened:
+                picture = self.opened(path)
+            else:
+                picture = self.kind.create(path) if exact else self._draft(path)
         except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
             raise CacheError(
                 f"{path} cannot be read any more: {e}; `mlkit data` lists what can"
@@ -83,7 +88,8 @@ class ImageTransform:
     ) -> str:
         "Return the name of what is kept: the same files treated alike, wherever they lie, have the same."
         how = (str(self.resize.method), str(self.resize.pad_mode), int(self.resize.mode))
-        told = json.dumps([1, self.kind.__name__, self.shape, how, list(contents)])
+        told = [1, self.kind.__name__, self.shape, how, list(contents)]
+        told = json.dumps(told + ([self.opened.levels] if self.opened else []))
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -95,7 +101,9 @@ def find_recipe(
     if [type(t) for t in steps] != [Resize, ToTensor] or dls.valid.before_batch.fs:
         return None
     kind = type(dls.valid_ds.tls[0][0])
-    return ImageTransform(kind, steps[0]) if issubclass(kind, PILBase) else None
+    opened = dls.valid_ds.tls[0].tfms.fs[-1]
+    opened = opened if isinstance(opened, OpenByLevels) else None
+    return ImageTransform(kind, steps[0], opened) if issubclass(kind, PILBase) else None
 
 # %% ../../nbs/preprocess/07_cache.ipynb #7d47732b
 def _open(path: Path, shape: tuple[int, ...]) -> np.memmap | None:

@@ -9,19 +9,29 @@ __all__ = ['ImageRecord', 'audit', 'ImageAudit']
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..config import Settings
-from .audit import FileAudit, Record, rows_of_files
+from ..inference.levels import Levels, choose_levels, extent
+from ..inference.vision import open_image
+from .audit import FileAudit, Record, few_of, names_of, rows_of_files
 from .image_source import read_source
+from mlkit.preprocess.mask_values import (
+    MaskError,
+    MaskTable,
+    MaskValues,
+    look_at,
+    mask_table,
+    misfit,
+)
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import Example
 from ..progress import progress
@@ -35,8 +45,12 @@ class ImageRecord(Record):
     height: int = 0
     mode: str = ""
     rotated: bool = False  # an EXIF orientation that fastai, and so mlkit, does not apply
+    extent: tuple[float, ...] = ()  # of the values, where they have more than 8 bits
+    color: tuple[int, ...] | None = None  # that all of it has
+    hidden: bool = False  # all of it is in the transparency, which is not read
     mask_sha256: str = ""
-    values: tuple[int, ...] = ()  # that the pixels of its mask have
+    mask: MaskValues | None = None
+    mask_rotated: bool = False
 
     @property
     def truth(self) -> str:
@@ -44,81 +58,141 @@ class ImageRecord(Record):
         return self.mask_sha256 or self.example.label
 
 
-def _look(example: Example) -> ImageRecord:
+def _look(example: Example, most: float) -> ImageRecord:
     if example.problem:
         return ImageRecord(example, "", example.problem)
     try:
         data = example.path.read_bytes()
     except OSError as e:
         return ImageRecord(example, "", e.strerror or "cannot be opened")
-    digest = hashlib.sha256(data).hexdigest()
-    if not data:
-        return ImageRecord(example, digest, "empty file")
+    seen = ImageRecord(example, hashlib.sha256(data).hexdigest())
     try:
-        with Image.open(example.path) as image:
-            image.load()
-            turned = image.getexif().get(274, 1) != 1
-            seen = ImageRecord(example, digest, None, image.width, image.height, image.mode, turned)
-    except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
-        return ImageRecord(example, digest, _what(e))
-    return _look_at_mask(seen) if isinstance(example.target, Path) else seen
+        image, deep = open_image(data, max_megapixels=most)
+        size = {"width": image.width, "height": image.height, "mode": image.mode}
+        seen = replace(seen, **size, rotated=image.getexif().get(274, 1) != 1)
+        seen = replace(seen, **_colors(image, deep))
+    except Exception as e:  # a damaged tag raises what it will
+        return replace(seen, problem=_what(e))
+    return _look_at_mask(seen, most) if isinstance(example.target, Path) else seen
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #2705d119
 def _what(error: Exception) -> str:
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not a picture"
-    return str(error).split(" <")[0] or type(error).__name__
+    cause = error.__cause__
+    if isinstance(cause, UnidentifiedImageError) and getattr(error, "kind", "") == "unsupported":
+        return "not a picture" if "HEIC" not in str(error) else str(error)
+    if getattr(error, "kind", "") == "empty":
+        return "empty file"
+    return str(cause or error).split(" <")[0] or type(cause or error).__name__
 
 
-def _look_at_mask(seen: ImageRecord) -> ImageRecord:
+def _colors(image: Image.Image, deep: bool) -> dict[str, Any]:
+    "Whether the image is one colour, and how far its values go if they have more than 8 bits."
+    if deep:
+        found = extent(image)
+        if not found:
+            raise ValueError("it has no value that is a number")
+        return {"extent": found}
+    few = image.resize((8, 8), Image.Resampling.NEAREST)  # most images show it by these
+    if _one_color(few) is None or (color := _one_color(image)) is None:
+        return {}
+    clear = image.getchannel("A").getextrema() if "A" in image.getbands() else (0, 0)
+    return {"color": color, "hidden": clear[0] != clear[1]}
+
+
+def _one_color(image: Image.Image) -> tuple[int, ...] | None:
+    bands = image.convert("RGB").getextrema()
+    return tuple(least for least, _ in bands) if all(a == b for a, b in bands) else None
+
+# %% ../../nbs/preprocess/02_image_audit.ipynb #c1b82eb5
+def _look_at_mask(seen: ImageRecord, most: float) -> ImageRecord:
     path, size = seen.example.target, (seen.width, seen.height)
     try:
-        with Image.open(path) as image:
-            pixels, mode = np.asarray(image), image.mode
+        data = path.read_bytes()
+        image, _ = open_image(data, max_megapixels=most)
+        mask, turned = look_at(image), image.getexif().get(274, 1) != 1
+    except MaskError as e:
+        return replace(seen, problem=str(e))
     except Exception as e:  # as above
         return replace(seen, problem=f"the mask: {_what(e)}")
-    if pixels.ndim != 2 or pixels.dtype.kind == "f":
-        said = f"the mask is {mode}; it has to be grey or have a palette, a number for each class"
+    if image.size != size:
+        sizes = " × ".join(map(str, image.size)), " × ".join(map(str, size))
+        said = "the mask is {} pixels, the image {}".format(*sizes)
+        if seen.rotated != turned and image.size == size[::-1]:
+            which = "image" if seen.rotated else "mask"
+            said += f": the {which} is turned by EXIF, which is not applied; save it turned"
         return replace(seen, problem=said)
-    if pixels.shape[::-1] != size:
-        sizes = " × ".join(map(str, pixels.shape[::-1])), " × ".join(map(str, size))
-        return replace(seen, problem="the mask is {} pixels, the picture {}".format(*sizes))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(seen, mask_sha256=digest, values=tuple(np.unique(pixels).astype(int).tolist()))
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(seen, mask_sha256=digest, mask=mask, mask_rotated=turned)
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #e0386330
 def audit(
     source: str,  # as for `read_source`
-    settings: Settings,  # sections data, kaggle and paths
+    settings: Settings,  # sections data, kaggle and paths; `api.max_megapixels`
 ) -> "ImageAudit":
     "Return what is in the source, every file read; progress is shown in a terminal."
     found = read_source(source, settings)
+    look = partial(_look, most=settings.api.max_megapixels)
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool, progress() as bar:
-        seen = pool.map(_look, found.examples)
+        seen = pool.map(look, found.examples)
         records = tuple(bar.track(seen, len(found.examples), description="Reading"))
+    names, table, notes = found.names, None, list(found.notes)
     if found.task == MASKS:
-        records = _in_range(records, found.names)
-    return ImageAudit(source, records, found.task, (found.reason,), found.names, found.notes)
+        records, table, said = _by_table(records, names)
+        names, notes = table.labels if table else (), notes + said
+    records, levels, said = _by_levels(records)
+    notes = (*notes, *said, *_plain_ones(records))
+    reasons = (found.reason,)
+    return ImageAudit(source, records, found.task, reasons, names, notes, levels, table)
 
 
-def _is_binary(records: Iterable[ImageRecord]) -> bool:
-    values = {v for r in records for v in r.values}
-    return 255 in values and values <= {0, 255}
+def _by_table(
+    records: Sequence[ImageRecord], names: Sequence[str] | None
+) -> tuple[tuple[ImageRecord, ...], MaskTable | None, list[str]]:
+    "What the masks mean, and which of them do not fit."
+    try:
+        table = mask_table([r.mask for r in records if r.mask], names)
+    except MaskError as e:
+        return tuple(replace(r, problem=str(e)) if r.mask else r for r in records), None, []
+    fit = [replace(r, problem=misfit(r.mask, table)) if r.mask else r for r in records]
+    apart = [r for r in fit if r.problem is None and r.rotated != r.mask_rotated]
+    notes = list(table.notes)
+    if apart:
+        notes.append(
+            f"image and mask are turned differently by EXIF, which is not applied: {few_of(names_of(apart))}; see whether they lie on each other"
+        )
+    return tuple(fit), table, notes
+
+# %% ../../nbs/preprocess/02_image_audit.ipynb #dd4ec5e0
+def _by_levels(
+    records: Sequence[ImageRecord],
+) -> tuple[tuple[ImageRecord, ...], Levels | None, list[str]]:
+    "What becomes 0 and 255 of images of more than 8 bits, and which of them are one colour then."
+    deep = [r for r in records if r.extent and r.problem is None]
+    if not deep:
+        return tuple(records), None, []
+    levels, why = choose_levels(r.extent for r in deep)
+    low, high = levels
+
+    def one_color(record: ImageRecord) -> tuple[int, ...] | None:
+        ends = np.array(record.extent)[[0, -1]]
+        dark, bright = ((ends - low) * (255 / (high - low))).clip(0, 255) + 0.5
+        return (int(dark),) * 3 if int(dark) == int(bright) else None
+
+    modes = ", ".join(sorted({r.mode for r in deep}))
+    of = f"{len(deep)} images have more than 8 bits ({modes})"
+    note = f"{of}: {low:g} to {high:g} become 0 to 255 ({why})"
+    fixed = (replace(r, color=one_color(r)) if r.extent else r for r in records)
+    return tuple(fixed), levels, [note]
 
 
-def _in_range(
-    records: tuple[ImageRecord, ...], names: tuple[str, ...] | None
-) -> tuple[ImageRecord, ...]:
-    if _is_binary(records):
-        return records
-    count = len(names) if names else 255
-    said = f"there are {count} classes, 0 to {count - 1}"
-    return tuple(
-        replace(r, problem=f"the mask has the value {r.values[-1]}; {said}")
-        if r.values and r.values[-1] >= count
-        else r
-        for r in records
-    )
+def _plain_ones(records: Sequence[ImageRecord]) -> list[str]:
+    plain = [r for r in records if r.color and r.problem is None]
+    if not plain:
+        return []
+    are = "images are" if len(plain) > 1 else "image is"
+    shown = ", ".join(names_of(plain[:3])) + (", …" if len(plain) > 3 else "")
+    why = " (what they show is in their transparency, which is not read)"
+    return [f"{len(plain)} {are} one colour{why if any(r.hidden for r in plain) else ''}: {shown}"]
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #eade8ec4
 @dataclass(frozen=True)
@@ -126,23 +200,27 @@ class ImageAudit(FileAudit):
     "What a source of images holds: classes, files that cannot be read, duplicates, leakage, sizes; a table in JupyterLab."
 
     task: str = CLASS
+    levels: Levels | None = None  # what becomes 0 and 255 of images of more than 8 bits
+    masks: MaskTable | None = None  # what the values of masks mean
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         "All labels in order, those without a readable image included; of numbers their names."
         if self.names is not None:
             return self.names
-        if self.task == MASKS:
-            top = max((v for r in self.readable for v in r.values), default=0)
-            return tuple(f"class {i}" for i in range((1 if self.binary else top) + 1))
         if self.task == LABELS:
             return tuple(sorted({label for r in self.records for label in r.example.target}))
         return tuple(sorted({r.example.label for r in self.records}))
 
-    @cached_property
-    def binary(self) -> bool:
-        "Whether the masks are black and white, 255 being class 1."
-        return _is_binary(self.readable)
+    @property
+    def refusal(self) -> str:
+        "Why nothing can be learned though all can be read; empty where it can."
+        if self.readable and all(r.hidden for r in self.readable):
+            return "every image is one colour, for transparency is not read; save them on a ground of another colour"
+        colors = {r.color for r in self.readable}
+        return (
+            "every image is the same one colour" if len(colors) == 1 and None not in colors else ""
+        )
 
     def labels_of(
         self,
@@ -150,7 +228,7 @@ class ImageAudit(FileAudit):
     ) -> tuple[str, ...]:
         "Return the labels of an image; of a mask the classes in it, of numbers none."
         if self.task == MASKS:
-            return tuple(self.labels[min(v, 1) if self.binary else v] for v in record.values)
+            return tuple(self.labels[i] for i in sorted(self.masks.places(record.mask)))
         many = record.example.target if self.task == LABELS else ()
         return (record.example.label,) if self.task == CLASS else many
 
@@ -186,6 +264,9 @@ class ImageAudit(FileAudit):
             **{k: {"min": min(v), "max": max(v)} if v else None for k, v in sizes.items()},
             "modes": dict(Counter(r.mode for r in self.readable)),
             "rotated_by_exif": sum(r.rotated for r in self.readable),
+            "one_color": sum(r.color is not None for r in self.readable),
+            **({"levels": self.levels} if self.levels else {}),
+            **({"masks": self.masks.to_dict()} if self.masks else {}),
             **self.copies(),
         }
 

@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from ..config import DataSettings, Settings, listed
+from ..inference.levels import Levels
 from .audit import FileAudit
+from .mask_values import MaskTable
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import DataError
 
@@ -85,7 +87,8 @@ class Split:
     fingerprint: str
     task: str = CLASS
     how: str = "by content, each class in the same shares"  # it was split
-    binary: bool = False  # masks in black and white: 255 is class 1
+    levels: Levels | None = None  # what becomes 0 and 255 of images of more than 8 bits
+    masks: MaskTable | None = None  # what the values of masks mean
     about: Mapping[str, str] = field(default_factory=dict, repr=False)  # what a card says besides
 
     unit = ""  # what an example is called on a card
@@ -133,8 +136,8 @@ def split(
         raise DataError(
             f"{found.source!r}: {len(parts[0])} examples would teach and {len(parts[1])} judge; change data.valid, data.group or data.time"
         )
-    binary = getattr(found, "binary", False)
-    return Split(*parts, found.labels, found.fingerprint, found.task, how, binary, _about(found))
+    images = [getattr(found, what, None) for what in ("levels", "masks")]
+    return Split(*parts, found.labels, found.fingerprint, found.task, how, *images, _about(found))
 
 
 def _held(found: FileAudit, settings: Settings) -> tuple[list[bool], str]:
@@ -177,6 +180,8 @@ def _check_enough(found: FileAudit, data: DataSettings) -> None:
         raise DataError(
             f"{found.source!r} has no example to learn from{bad}", list(found.quarantine)
         )
+    if told := getattr(found, "refusal", ""):
+        raise DataError(f"{found.source!r} has nothing to learn from: {told}{bad}")
     if len(found.labels) < 2 and found.task not in (LABELS, NUMBERS):
         raise DataError(
             f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{bad}"

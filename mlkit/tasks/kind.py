@@ -47,6 +47,10 @@ class Kind(ABC):
     def match(self, found: Source, settings: Settings) -> Match | None:
         "Return what the source is for, None if it is not of this kind; raise `DataError` if it is, and something is amiss."
 
+    def settled(self, settings: Settings) -> Settings:
+        "Return the settings with what they leave to the architecture; raise `SettingsError` where the two contradict each other."
+        return settings
+
     @abstractmethod
     def audit(self, source: str, settings: Settings) -> Audit:
         "Return what is in the source, every example read; raise `DataError`."
@@ -126,7 +130,7 @@ class Task:
             left = {k: v for k, v in values.items() if getattr(part, k) == getattr(plain, k)}
             settings = settings.model_copy(update={section: part.model_copy(update=left)})
         data = settings.data.model_copy(update={"task": self.name})
-        return settings.model_copy(update={"data": data})
+        return self.data.settled(settings.model_copy(update={"data": data}))
 
 # %% ../../nbs/tasks/01_kind.ipynb #f10a53cd
 TASKS: dict[str, Task] = {}  # by name

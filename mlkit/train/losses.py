@@ -82,8 +82,9 @@ def training_loss(
         weight = weight.to(next(learn.model.parameters()).device)
     if many:
         return learn.loss_func if weight is None else BCEWithLogitsLossFlat(pos_weight=weight)
-    axis, smoothing = learn.loss_func.axis, options.label_smoothing
-    return CrossEntropyLossFlat(weight=weight, axis=axis, label_smoothing=smoothing)
+    own = learn.loss_func
+    more = {"label_smoothing": options.label_smoothing, "ignore_index": own.func.ignore_index}
+    return CrossEntropyLossFlat(weight=weight, axis=own.axis, **more)
 
 
 def _classes_of(learn: Learner) -> torch.Tensor:
