@@ -58,11 +58,17 @@ def _with_types(columns: Mapping[str, pd.Series], notes: list[str], separator: s
         if type_of(values) == "date" and (lost := int((values.isna() & columns[name].notna().to_numpy()).sum())):
             notes.append(f"{name}: missing: {lost} dates outside of 1678 to 2261")
     notes += [f"{n}: {note}" for n, r in read.items() for note in r.notes]
-    frame = pd.DataFrame({n: read[n].values if n in read else v for n, v in typed.items()})
+    found = {n: read[n].values if n in read else v for n, v in typed.items()}
+    frame = pd.DataFrame({n: _with_nan(v) for n, v in found.items()})
     frame.attrs["notes"] = tuple(notes)
     frame.attrs["rules"] = {n: fields for n, r in read.items() if (fields := r.rule.fields())}
     frame.attrs["mixed"] = [n for n, r in read.items() if r.mixed]
     return frame
+
+
+def _with_nan(values: pd.Series) -> pd.Series:
+    "Return the column with gaps as fastai knows them."
+    return values.where(values.notna(), np.nan) if values.dtype == object else values
 
 
 def to_frame(
