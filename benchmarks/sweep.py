@@ -98,8 +98,7 @@ def write(table: dict[str, str], folder: Path) -> Path:
             if table["form"] == "R":
                 frame[name] = frame[name].map(_Bare, na_action="ignore")
         else:
-            flags = {True: _Bare("TRUE"), False: _Bare("FALSE")}
-            frame[name] = values.map(lambda v: flags[v] if isinstance(v, bool) else v)
+            frame[name] = values.map(lambda v: _FLAGS[v] if isinstance(v, bool) else v)
     with open(path, "w", newline="", encoding="utf-8") as f:
         if table["form"] == "Rdatasets":
             frame.to_csv(f, index=False, na_rep="NA")
@@ -110,6 +109,9 @@ def write(table: dict[str, str], folder: Path) -> Path:
 
 class _Bare(str):
     "What R writes without quotes."
+
+
+_FLAGS = {True: _Bare("TRUE"), False: _Bare("FALSE")}
 
 
 def _as_r(frame, f) -> None:
@@ -220,7 +222,9 @@ def _work(work: Callable, table: dict, path: Path, folder: Path, there) -> None:
         said |= {"outcome": "refused", "text": str(e)}
     except Exception as e:
         frames = [
-            f for f in traceback.extract_tb(e.__traceback__) if f"{os.sep}mlkit{os.sep}" in f.filename
+            f
+            for f in traceback.extract_tb(e.__traceback__)
+            if f"{os.sep}mlkit{os.sep}" in f.filename
         ]
         place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
         text = f"{type(e).__name__}: {e}{place}"
@@ -240,7 +244,9 @@ def swept(
             break
         out.append(apart(work, table, folder, limit))
         if out[-1]["outcome"] != "passed":
-            print(f"  {table['table']} [{table['form']}] {out[-1]['outcome']}: {out[-1].get('text', '')}")
+            print(
+                f"  {table['table']} [{table['form']}] {out[-1]['outcome']}: {out[-1].get('text', '')}"
+            )
             sys.stdout.flush()
     return out
 
@@ -255,10 +261,16 @@ def report(done: list[dict], of: int) -> None:
     for name in ("passed", "refused", "crashed", "too long"):
         print(f"{name:34} {outcomes[name]:4} {outcomes[name] / max(len(done), 1):8.1%}")
     right = len(known) - len(wrong)
-    print(f"{'task right, of those it is known of':34} {right} of {len(known)}  {right / max(len(known), 1):.1%}")
-    print(f"{'seconds of processor time':34} median {seconds[len(seconds) // 2]:.2f}, most {seconds[-1]:.1f}")
+    print(
+        f"{'task right, of those it is known of':34} {right} of {len(known)}  {right / max(len(known), 1):.1%}"
+    )
+    print(
+        f"{'seconds of processor time':34} median {seconds[len(seconds) // 2]:.2f}, most {seconds[-1]:.1f}"
+    )
     for d in wrong:
-        print(f"  {d['table']} {d['response']}: {d['kind']} by {d['words']!r}; {d['task']}: {d['why']}")
+        print(
+            f"  {d['table']} {d['response']}: {d['kind']} by {d['words']!r}; {d['task']}: {d['why']}"
+        )
 
 
 def report_whole(done: list[dict], rows: bool) -> None:
@@ -271,7 +283,9 @@ def report_whole(done: list[dict], rows: bool) -> None:
         lost = [d for d in asked if d["unlike"] or d["rows_refused"]]
         count = lambda key: sum(len(d[key]) for d in asked)  # noqa: E731
         total = sum(d["asked"] for d in asked)
-        print(f"{'rows as a caller has them':34} {total} of {len(asked)} models: {count('rows_refused')} refused, {count('unlike')} unlike the Learner's")
+        print(
+            f"{'rows as a caller has them':34} {total} of {len(asked)} models: {count('rows_refused')} refused, {count('unlike')} unlike the Learner's"
+        )
         for d in lost:
             print(f"  {d['table']} [{d['form']}]: {(d['rows_refused'] + d['unlike'])[0]}")
 
@@ -283,7 +297,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="no table is begun after that")
     parser.add_argument("--limit", type=float, default=300, help="seconds a table may take")
     parser.add_argument("--whole", type=int, default=0, help="tables that go the whole way")
-    parser.add_argument("--rows", type=int, nargs="?", const=20, default=0, help="held-out rows asked of each")
+    parser.add_argument(
+        "--rows", type=int, nargs="?", const=20, default=0, help="held-out rows asked of each"
+    )
     parser.add_argument("--only", default="", help="package/name, several by commas")
     parser.add_argument("--check", action="store_true", help="sweep.csv, and no run")
     parser.add_argument("--keep", type=Path, help="a folder for the tables as they were written")
