@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 # %% ../nbs/00_config.ipynb #10fb2229
@@ -333,6 +333,12 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     ray: RaySettings = RaySettings()
     paths: PathSettings = PathSettings()
+    _arguments: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        "The keys that were given as arguments, so that somebody means them here and now."
+        return self._arguments
 
     @classmethod
     def settings_customise_sources(
@@ -490,9 +496,11 @@ def load_settings(
     }
     env = {k: _absolute(k, v, Path.cwd()) for k, v in layers["environment"].items()}
     try:
-        return Settings(**_nested(env | here))
+        settings = Settings(**_nested(env | here))
     except ValidationError as e:
         raise _explain(e, layers) from e
+    settings._arguments = frozenset(arguments)
+    return settings
 
 
 def _check_key(key: str, origin: str) -> None:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._moved import old_names
 
@@ -124,6 +124,7 @@ def export_bundle(
         "fit": {k: v for k, v in asdict(done).items() if k not in ("history", "checkpoint")},
         "settings": settings.model_dump(mode="json"),
         "environment": json.loads(run.file("environment.json").read_text(encoding="utf-8")),
+        "not_better": found.not_better,  # than always giving one answer, and by which figures
     }
     report = sorted(p for p in run.file("report/card.md").parent.iterdir() if p.is_file())
     report += [p for p in [run.file("lr_find.png")] if p.is_file()]
@@ -159,6 +160,8 @@ class Outcome:
     bundle: Path
     run: Path
     seconds: float
+    promoted: bool  # made the production version
+    not_promoted: str  # why it was not, where it was to be
     learn: "Learner" = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def pipeline(
     name: str | None = None,  # of the model; `model.name` when None
     *,
     settings: "Settings | None" = None,  # those in force when None
-    promote: bool = True,  # make the version the production version
+    promote: bool | Literal["always"] = True,  # if it is better than always giving one answer
     on: str = "local",  # where it is fitted: local or ray
     tell: Callable[[str, Any], None] = lambda stage, result: (
         None
@@ -202,8 +205,9 @@ def pipeline(
         worth = evaluate_model(learn, done, parts, settings, run, tell=tell)
         version = export_bundle(learn, done, worth, parts, settings, run)
         tell("version", version)
-        if promote:
-            Registry(settings.paths.models).promote(f"{version.name}@{version.version}")
+        why_not = worth.not_better if promote is True else ""
+        if promoted := bool(promote and not why_not):
+            Registry(settings.paths.models).promote(version.ref)
         run.write_outputs()
         parity = version.manifest.parity.max_difference
         return Outcome(
@@ -217,6 +221,8 @@ def pipeline(
             version.path,
             run.folder,
             _now() - began,
+            promoted,
+            why_not,
             learn,
         )
 

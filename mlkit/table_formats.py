@@ -138,7 +138,7 @@ def _whole(source: _Records, raw: BinaryIO, most: int | None) -> Table:
     notes = [f"columns without a name: {', '.join(bare[:10])}"] if bare else []
     return Table(source.name, names, columns, lines, (*layout.notes, *notes))
 
-# %% ../nbs/07_table_formats.ipynb #3259a3fc
+# %% ../nbs/07_table_formats.ipynb #a6a7121d
 _SAMPLE = 1 << 18  # bytes by which the separator and the head are judged
 
 
@@ -170,18 +170,19 @@ class _Text(_Records):
 
     def records(self, raw: BinaryIO) -> Iterator[tuple[int, list[str]]]:
         "Yield the line and the cells of each record that is not blank."
-        text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors, newline="")
-        lines = (line.replace("\0", "") for line in text) if self.encoding.nul else text
-        reader, line = self.dialect.records(lines), 1
-        try:
-            for cells in reader:
-                if cells and cells != ["\x1a"]:  # the end of a file of DOS
-                    yield line, cells
-                line = reader.line_num + 1
-        except UnicodeDecodeError as e:
-            raise TableError(self._not(e, line)) from e
-        except csv.Error as e:
-            raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
+        how = {"errors": self.encoding.errors, "newline": ""}
+        with io.TextIOWrapper(raw, self.encoding.name, **how) as text:
+            lines = (line.replace("\0", "") for line in text) if self.encoding.nul else text
+            reader, line = self.dialect.records(lines), 1
+            try:
+                for cells in reader:
+                    if cells and cells != ["\x1a"]:  # the end of a file of DOS
+                        yield line, cells
+                    line = reader.line_num + 1
+            except UnicodeDecodeError as e:
+                raise TableError(self._not(e, line)) from e
+            except csv.Error as e:
+                raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
 
 # %% ../nbs/07_table_formats.ipynb #9757ac00
 def _cell(value: Any) -> str:
@@ -273,7 +274,7 @@ def _by_line(text: str) -> bool:
     except ValueError:
         return True
 
-# %% ../nbs/07_table_formats.ipynb #0ea6e245
+# %% ../nbs/07_table_formats.ipynb #21d6fd95
 class _Json:
     "JSON lines, or a document of JSON."
 
@@ -306,12 +307,11 @@ class _Json:
 
     def rows(self, raw: BinaryIO) -> Iterator[Row]:
         "Yield the rows."
-        text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors)
-        for line, row in self._parsed(text):
-            yield (
-                line,
-                {self.own.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row,
-            )
+        with io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors) as text:
+            for line, row in self._parsed(text):
+                if isinstance(row, dict):
+                    row = {self.own.get(k, k): v for k, v in row.items()}
+                yield line, row
 
     def whole(self, raw: BinaryIO, most: int | None) -> Table:
         "Return the table; raise `TableError` naming the lines that are no objects."
@@ -354,7 +354,7 @@ def _without(
     kept = {n: values for n, values in columns.items() if values is not None}
     return Table(name, tuple(kept), tuple(kept.values()), lines, tuple(notes))
 
-# %% ../nbs/07_table_formats.ipynb #ee982581
+# %% ../nbs/07_table_formats.ipynb #b8573610
 def _of_arrow(column: Any, arrow: Any) -> tuple[Any, str]:
     "Return the values of a column, None where they are to be left out; and a note."
     if isinstance(column.type, arrow.BaseExtensionType):
@@ -367,8 +367,13 @@ def _of_arrow(column: Any, arrow: Any) -> tuple[Any, str]:
     if is_.is_timestamp(column.type) and column.type.tz:
         note = f"times of {column.type.tz} as UTC"
         column = column.cast(arrow.timestamp(column.type.unit))
+    if "binary" in str(column.type):  # as Spark may write text
+        try:
+            column = column.cast(arrow.binary()).cast(arrow.string())
+        except ValueError:
+            return None, note
     kind = column.type
-    if is_.is_nested(kind) or "binary" in str(kind):
+    if is_.is_nested(kind):
         return None, note
     if is_.is_floating(kind) or is_.is_date(kind) or is_.is_timestamp(kind):
         values = column.to_numpy()

@@ -333,7 +333,7 @@ def test_texts(predict: Callable, tmp_path: Path) -> None:
     for i, text in enumerate(said):
         (folder / "more" / f"{i}.txt").write_text(text, encoding="utf-8")
     (folder / "picture.png").write_bytes(picture())
-    (folder / "more" / "9.txt").write_bytes(b"\xff good")
+    (folder / "more" / "9.txt").write_bytes(b"\x81\x8d\xff good")
     with open(tmp_path / "said.csv", "w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([["id", "text"], *enumerate(said)])
     columns = {"id": list(range(5)), "words": said}
@@ -391,7 +391,10 @@ def test_a_table_that_is_none_of_the_models_says_what_the_model_wants(
 ) -> None:
     (tmp_path / "other.csv").write_text("mass;price\n1;2\n")
     done = predict("other.csv", model="table-label")
-    assert done.returncode == 1 and b"carat, cut, round; it has mass;price" in done.stderr
-    (tmp_path / "gems.xlsx").write_bytes(b"PK")
-    done = predict("gems.xlsx", model="table-label")
-    assert done.returncode == 1 and b"should end in .csv, .parquet, .jsonl" in done.stderr
+    assert done.returncode == 1 and b"carat, cut, round; it has mass, price" in done.stderr
+    (tmp_path / "gems.png").write_bytes(picture())
+    done = predict("gems.png", model="table-label")
+    assert (
+        done.returncode == 1
+        and b"gems.png is not a table but an image; tables are .csv" in done.stderr
+    )

@@ -90,6 +90,8 @@ def test_pipeline_and_the_commands_after_it(digits: Path, tmp_path: Path) -> Non
             *SMALL,
             "--set",
             "train.epochs=1",
+            "--promote",
+            "always",
             "--json",
             cwd=tmp_path,
         )
@@ -252,7 +254,7 @@ def bad_sources(digits: Path, folder: Path) -> dict[str, tuple[Path, str]]:
             (folder / "cut" / label / f"{i}.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "gap.csv").write_text("path,label\nlost.png,cat\nempty,dog\n")
     return {
-        "an empty folder": (folder / "empty", "no picture in a class folder"),
+        "an empty folder": (folder / "empty", "nothing says what is to be learned"),
         "one class": (folder / "one", "one class, 'cat'"),
         "texts named .jpg": (folder / "text", "cat (0), dog (0); 12 files could not be used"),
         "truncated JPEGs": (folder / "cut", "cat (0), dog (0); 12 files could not be used"),

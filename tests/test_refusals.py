@@ -143,6 +143,7 @@ def test_texts_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             (tmp_path / "texts" / label).mkdir(parents=True, exist_ok=True)
             (tmp_path / "texts" / label / f"{i}.txt").write_text(f"{label} {i}", encoding="utf-8")
     (tmp_path / "texts/good/latin.txt").write_bytes("Käse".encode("latin-1"))
+    (tmp_path / "texts/good/russian.txt").write_bytes("Сыр".encode("cp1251"))
     (tmp_path / "texts/good/marked.txt").write_bytes("\ufeffgood mark".encode())
     (tmp_path / "texts/bad/locked.txt").write_text("bad lock")
     whole = Path.read_bytes
@@ -155,12 +156,15 @@ def test_texts_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     settings = load_settings(task="text-classification", cache=tmp_path / "cache")
     found = {t.example.path.name: t for t in read_texts(str(tmp_path / "texts"), settings)}
-    assert found["latin.txt"].problem == "not UTF-8"
+    assert found["latin.txt"].text == "Käse", "what Windows writes"
+    assert found["russian.txt"].problem == "not UTF-8, UTF-16 or cp1252: set data.encoding"
     assert found["locked.txt"].problem == "Permission denied"
     assert found["marked.txt"].text == "good mark", "its mark is not part of it"
-    assert len(audit(str(tmp_path / "texts"), settings).quarantine) == 2
+    assert len(audit(str(tmp_path / "texts"), settings).quarantine) == 1
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no .txt file in a class folder"):
+    with pytest.raises(
+        DataError, match="holds 0 .txt files and 0 tables, and no text with a label"
+    ):
         read_texts(str(tmp_path / "none"), settings)
 
 

@@ -22,13 +22,14 @@ BIN = Path(sys.executable).parent
 
 # Who may import whom, besides its own wing: the wings of the package and the modules at its root. `config`, `bundle`,
 # `progress` and the reader of tables are everybody's. What a single module may besides stands under its own name.
-EVERYBODYS = {"config", "bundle", "progress", "delimited", "table_formats", "tables"}
+EVERYBODYS = {"config", "bundle", "progress", "encodings", "delimited", "table_formats", "tables"}
 WINGS = {
     "_moved": set(),
     "config": set(),
     "bundle": set(),
     "progress": set(),
-    "delimited": set(),
+    "encodings": set(),
+    "delimited": {"encodings"},
     "table_formats": {"delimited"},
     "tables": {"delimited", "table_formats"},
     "runs": set(),
@@ -52,7 +53,17 @@ WINGS = {
 WINGS["main"] |= set(WINGS) - {"main", "__main__"}
 WINGS["cli"] = set(WINGS) - {"__main__"}
 LIGHT = {"config", "bundle", "runs", "inference", "api", "client", "convert", "kaggle", "cluster"}
-LIGHT |= {"delimited", "table_formats", "tables", "_moved", "progress", "main", "cli", "__main__"}
+LIGHT |= {
+    "encodings",
+    "delimited",
+    "table_formats",
+    "tables",
+    "_moved",
+    "progress",
+    "main",
+    "cli",
+    "__main__",
+}
 HEAVY = {
     "pyarrow",
     "torch",

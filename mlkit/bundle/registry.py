@@ -49,6 +49,11 @@ class Version:
     production: bool
 
     @property
+    def not_better(self) -> str:
+        "Why it is not better than always giving one answer, as its evaluation found; empty if it is, or nobody knows."
+        return self.manifest.lineage.get("not_better", "")
+
+    @property
     def ref(self) -> str:
         "The reference that means this version for ever: `name@version`."
         return f"{self.name}@{self.version}"

@@ -26,6 +26,7 @@ from mlkit.cli.app import (
     _say,
     app,
     command,
+    not_promoted,
     parameters_of,
 )
 from ..main import _settings_for
@@ -41,7 +42,7 @@ def _account(settings: "Settings") -> "Account":
     return Account(settings.kaggle)
 
 
-def _home(record: Any, version: Any, *, promoted: bool = False) -> Result:
+def _home(record: Any, version: Any, *, promote: bool | str = False) -> Result:
     "Return what a run has brought home: its record, its version if it made one, where it ran."
     from mlkit.kaggle.kernel import target_of
     from mlkit.runs.record import Run
@@ -51,8 +52,12 @@ def _home(record: Any, version: Any, *, promoted: bool = False) -> Result:
     metrics = "  ".join(f"{k} {v:.4g}" for k, v in record.metrics.items())
     shown = [f"Trained on Kaggle: version {target.version} of {target.url}  {metrics}"]
     if version:
+        why = version.not_better if promote is True else ""
+        promoted = bool(promote and not why)
         document |= {"name": version.name, "version": version.version, "bundle": version.path}
+        document |= {"promoted": promoted, "not_promoted": why}
         shown.append(f"{'Promoted' if promoted else 'Added'}: {version.path}")
+        shown += not_promoted(version.ref, why)
         shown.append(f"Serve it: {_me()} serve {version.name if promoted else version.ref}")
     document |= {"kernel": target.ref, "kernel_version": target.version, "url": target.url}
     return Result(document, *shown, f"Run: {record.folder}")
@@ -75,7 +80,7 @@ def _kernel_notebook() -> Path:
     )
 
 
-def _pipeline_on_kaggle(settings: "Settings") -> Result:
+def _pipeline_on_kaggle(settings: "Settings", promote: bool | str = True) -> Result:
     from mlkit.config import known_keys
     from mlkit.kaggle.client import KaggleError
     from mlkit.kaggle.grid import send
@@ -89,10 +94,10 @@ def _pipeline_on_kaggle(settings: "Settings") -> Result:
         section, _, key = known_keys().get(name, "").partition(".")
         value = getattr(getattr(settings, section), key) if key else None
         values[name] = "" if value is None else str(value) if isinstance(value, Path) else value
-    (record,) = send(notebook, [values], settings, _account(settings), _say, promote=True)
+    (record,) = send(notebook, [values], settings, _account(settings), _say, promote=promote)
     if record.status != "done":
         raise KaggleError(record.error)
-    return _home(record, register(Run(record.folder), settings), promoted=True)
+    return _home(record, register(Run(record.folder), settings), promote=promote)
 
 # %% ../../nbs/cli/05_kaggle.ipynb #2a5ab826
 kaggle_app = typer.Typer(no_args_is_help=True, help="Kernels, datasets and competitions on Kaggle.")

@@ -18,12 +18,14 @@ from mlkit.cli.app import (
     Load,
     Name,
     On,
+    Promote,
     Result,
     Table,
     Weights,
     _me,
     app,
     command,
+    not_promoted,
     show,
 )
 from .kaggle import _pipeline_on_kaggle
@@ -61,14 +63,15 @@ def _tell(stage: str, result: Any) -> None:
 _EXAMPLES = typer.Argument(help="Folder, CSV, sklearn:digits or kaggle:owner/dataset.")
 
 
-def _train(settings: "Settings", *, promote: bool, on: str = "local") -> Result:
+def _train(settings: "Settings", *, promote: bool | Literal["always"], on: str = "local") -> Result:
     done = pipeline(settings=settings, promote=promote, on=on, tell=_tell)
-    ref = done.name if promote else f"{done.name}@{done.version}"
+    ref = f"{done.name}@{done.version}"
     return Result(
         done.to_dict(),
-        f"{'Promoted' if promote else 'Added'}: {done.bundle}",
+        f"{'Promoted' if done.promoted else 'Added'}: {done.bundle}",
+        *not_promoted(ref, done.not_promoted),
         f"Report: {done.run / 'report' / 'card.md'}",
-        f"Serve it: {_me()} serve {ref}",
+        f"Serve it: {_me()} serve {done.name if done.promoted else ref}",
     )
 
 # %% ../../nbs/cli/02_train.ipynb #01795993
@@ -81,12 +84,14 @@ def pipeline_command(
     weights: Weights = None,
     on: On = "local",
     accelerator: Accelerator = None,
+    promote: Promote = "better",
 ) -> Result:
-    "Audit, train, evaluate, export and promote."
+    "Audit, train, evaluate, export, and promote what is better than always giving one answer."
     settings = load(source=data, name=name, weights=weights, accelerator=accelerator)
+    how = promote == "better" or "always"
     if on == "kaggle":
-        return _pipeline_on_kaggle(settings)
-    return _train(settings, promote=True)
+        return _pipeline_on_kaggle(settings, how)
+    return _train(settings, promote=how)
 
 # %% ../../nbs/cli/02_train.ipynb #4c700a82
 def _recorded(

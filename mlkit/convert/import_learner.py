@@ -21,6 +21,7 @@ from ..config import MlkitError, listed
 from .pickle_scan import Inspection, inspect
 from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
+from ..tables import is_table
 
 # %% ../../nbs/convert/04_import_learner.ipynb #5a16fd97
 class ForeignError(MlkitError):
@@ -71,7 +72,8 @@ def _gather(
     step = -(-len(files) // _MOST_INPUTS)
     target.mkdir()
     for i, file in enumerate(files[::step]):
-        shutil.copyfile(file, target / f"{i:05}{file.suffix.lower()}")
+        suffix = "".join(file.suffixes[-2:] if is_table(file) else file.suffixes[-1:]).lower()
+        shutil.copyfile(file, target / f"{i:05}{suffix}")
 
 # %% ../../nbs/convert/04_import_learner.ipynb #f264dc63
 def import_learner(

@@ -22,11 +22,13 @@ from fastai.learner import Learner, load_learner
 
 from ..bundle.manifest import InputError, ManyLabels, Mask, Numbers, OneLabel, Output
 from ..config import MlkitError, listed
+from ..delimited import TableError, decode
 from ..export.bundle import export
 from ..inference.inputs import Inputs, Strings
 from ..inference.masks import default_palette
 from ..inference.predictor import READERS
 from ..model.outputs import ExportError, output_kind
+from ..tables import is_table
 from ..tasks.task import Task, task_of
 
 # %% ../../nbs/convert/03_worker.ipynb #0f7fa52a
@@ -116,12 +118,16 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
     reader = READERS[spec.kind](spec, lambda name: needed[name].read_bytes())
     good, bad = [], []
     given = folder / "inputs"  # a table there is one of texts, and of pictures nothing
-    paths = sorted(given.iterdir()) if spec.kind == "text" else [given]
+    paths = [given] if spec.kind == "image" else sorted(given.iterdir())
+    if spec.kind == "table":
+        paths = [p for p in paths if is_table(p)] or [p for p in paths if is_table(p, maybe=True)]
     for item in islice(Inputs([*map(str, paths)], spec), 512):
         content = item.content
         try:
             if isinstance(content, Path):
-                read = reader.from_file(content.read_bytes())
+                data = content.read_bytes()
+                text = spec.kind == "text"
+                read = reader.from_file(decode(data, item.name).encode() if text else data)
             elif isinstance(content, Strings):
                 read = reader.from_strings(content)
             else:
@@ -129,7 +135,7 @@ def _items(learn: Learner, task: Task, folder: Path) -> list[Any]:
             if reader.read(read)[1] is True:
                 raise InputError(f"{item.name}: is longer than {spec.max_tokens} tokens")
             good.append(content if spec.kind == "image" else read)
-        except InputError as e:
+        except (InputError, TableError) as e:
             bad.append(str(e))
     if not good:
         raise ConvertError(

@@ -10,6 +10,7 @@ __all__ = ['wilson', 'resamples', 'resampled_counts', 'joined', 'percentile_inte
 # %% ../../nbs/evaluate/01_base.ipynb #cde53e5a
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -175,6 +176,19 @@ class Evaluation(ABC):
     @abstractmethod
     def plots(self) -> dict[str, Figure]:
         "Return the figures of a report by file name."
+
+    @abstractmethod
+    def naive(self) -> tuple[str, float, str]:
+        "Return a metric, its value for a model that always gives one answer, and which answer that is."
+
+    @cached_property
+    def not_better(self) -> str:
+        "Why the model is not better than always giving one answer, by its interval; empty if it is."
+        name, floor, answer = self.naive()
+        low, _ = self.intervals[name]
+        if low > floor:
+            return ""
+        return f"{name.replace('_', ' ')} {self._with_interval(name)} is not above {floor:.4f}, that of {answer}"
 
     @property
     def score(self) -> float:

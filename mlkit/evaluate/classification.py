@@ -212,6 +212,11 @@ class ClassificationEvaluation(Evaluation):
             self.vocab, p, truth, _mean_loss(at_temperature(p, 1), truth), left
         )
 
+    def naive(self) -> tuple[str, float, str]:
+        counts = np.bincount(self.truth, minlength=len(self.vocab))
+        answer = f"always answering {self.vocab[counts.argmax()]!r}"
+        return "accuracy", float(counts.max() / len(self.truth)), answer
+
     @property
     def headline(self) -> str:
         pairs = "; ".join(f"{t} taken for {p}: {n}" for t, p, n in self.confused(3)) or "none"

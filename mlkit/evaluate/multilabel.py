@@ -152,6 +152,10 @@ class MultilabelEvaluation(Evaluation):
         "One number, the higher the better: the mean average precision."
         return self.values["mean_average_precision"]
 
+    def naive(self) -> tuple[str, float, str]:
+        shares = self.truth[:, self._occur].mean(0)
+        return "mean_average_precision", float(shares.mean()), "answering at random"
+
     @property
     def headline(self) -> str:
         return (

@@ -65,8 +65,8 @@ class Report:
 
     @property
     def pictures(self) -> bool:
-        "Whether the examples are pictures, which can be looked through."
-        return type(self.parts) is Split
+        "Whether the examples are images, which can be looked through."
+        return self.parts.task.startswith("image")
 
     @cached_property
     def suspects(self) -> list[LabelIssue]:

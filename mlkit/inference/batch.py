@@ -26,6 +26,7 @@ from ..bundle.files import fsync, write_whole
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
 from ..config import MlkitError, Settings
+from ..delimited import TableError, decode
 from .batcher import Oversized
 from .engines import EngineError, Probe, available, cores
 from .inputs import BatchError, Item, Strings
@@ -107,7 +108,10 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
             return reader.from_strings(item.content)
         if not item.is_file:
             return reader.from_json(item.content, "row")
-        data = reader.from_file(item.read())
+        data = item.read()
+        if predictor.manifest.input.kind == "text":  # a file may be what Windows writes
+            data = decode(data, item.name).encode()
+        data = reader.from_file(data)
         if predictor.manifest.input.kind != "image":
             return data
         try:
@@ -115,7 +119,7 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
         except Oversized:
             with alone:
                 return reader.read(data)
-    except (InputError, OSError, ValueError) as e:  # ValueError: a file name with a NUL
+    except (InputError, TableError, OSError, ValueError) as e:  # ValueError: a file name with a NUL
         return e
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from ..bundle.manifest import Category, Column, InputError, Number, TableInput
 from ..config import listed
 from .reader import Reader
+from .vocabulary import as_in_training, find_words
 
 # %% ../../nbs/inference/02_tabular.ipynb #25e981ea
 def _day_of_year(
@@ -146,7 +147,7 @@ class RowReader(Reader):
         self._place = {name: i for i, name in enumerate(self.names)}
         self._allowed = [_TYPES[c.type] for c in spec.columns]
         self._codes = [_codes(c, self.kinds[c.column]) for c in spec.categories]
-        self._words = {c.column: _words(c) for c in spec.categories if self._is_word(c)}
+        self._words = find_words(spec)
         self._mean = np.array([n.mean for n in spec.numbers])
         self._std = np.array([n.std for n in spec.numbers])
         summed = {c.column for c in spec.categories if self.kinds[c.column] == "number"}
@@ -285,26 +286,13 @@ class RowReader(Reader):
         )
         return f"{_said(value)} is too far from what training had" if far else None
 
-    def _is_word(self, category: Category) -> bool:
-        return category.part is None and self.kinds[category.column] == "text"
-
-    def _as_in_training(self, row: Any) -> Any:
-        "Return the row with words as training had them, whatever blanks are around them."
-        if not isinstance(row, Mapping):
-            return row
-        changed = {}
-        for name, words in self._words.items():
-            if isinstance(word := row.get(name), str) and words.get(word) != word:
-                changed[name] = words.get(word.strip(), word) if word.strip() else None
-        return {**row, **changed} if changed else row
-
     def from_json(
         self,
         instance: Any,  # one element of {"instances": […]}
         place: str,  # of it: instances.3
     ) -> dict[str, Any]:
         "Return the row; raise `InputError` naming every column that is wrong."
-        row = self._as_in_training(instance)
+        row = as_in_training(instance, self._words)
         if faults := self.faults(row, f"{place}."):
             raise InputError(listed(faults, sep="; "), kind="invalid")
         return row
@@ -339,7 +327,7 @@ class RowReader(Reader):
         row: Mapping[str, str | None],  # of a CSV file; empty = missing
     ) -> dict[str, Any]:
         "Return the row with values of the columns' types, without columns that are none of the model's; raise `InputError`."
-        row = self._as_in_training(row)
+        row = as_in_training(row, self._words)
         typed = {n: _typed(row[n], kind) for n, kind in self.kinds.items() if row.get(n)}
         if faults := self.faults(typed):
             raise InputError(listed(faults, sep="; "), kind="invalid")
@@ -386,11 +374,6 @@ class RowReader(Reader):
         if column.example is not None:
             said["examples"] = [column.example]
         return said if column.name in self.needed else {"anyOf": [said, {"type": "null"}]}
-
-
-def _words(category: Category) -> dict[str, str]:
-    "Return what is written to the word of training that is meant: fastai's adult has ` Private`."
-    return {v.strip(): v for v in reversed(category.vocab)} | {v: v for v in category.vocab}
 
 
 _SCHEMA = {

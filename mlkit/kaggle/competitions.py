@@ -17,7 +17,7 @@ from ..delimited import TableError, to_text
 from .client import Account, Target, split_ref
 from .retry import KaggleError, retrying
 from .transfer import announce, upload
-from ..tables import TableFile
+from ..tables import read_table
 
 # %% ../../nbs/kaggle/04_competitions.ipynb #0db152eb
 def _answers(
@@ -42,11 +42,11 @@ def _answers(
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     "Return the columns and the rows, with values as texts."
     try:
-        file = TableFile(path)
-        rows = [row for _, row in file if isinstance(row, dict)]
+        table = read_table(path)
     except TableError as e:
         raise KaggleError(str(e)) from e
-    return [*file.names], [{n: to_text(row.get(n)) for n in file.names} for row in rows]
+    cells = zip(*(map(to_text, column) for column in table.columns), strict=True)
+    return [*table.names], [dict(zip(table.names, row, strict=True)) for row in cells]
 
 
 def shape_submission(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import Settings
 from .client import Account, KaggleError
@@ -52,7 +52,7 @@ class _Grid:
         settings: Settings,
         account: Account,
         on_progress: Callable[[str], None],
-        promote: bool,
+        promote: bool | Literal["always"],
     ):
         self.notebook, self.runs, self.settings = notebook, runs, settings
         self.account, self.on_progress, self.promote = account, on_progress, promote
@@ -127,7 +127,7 @@ def send(
     *,
     jobs: int = 1,  # at the same time
     again: bool = True,  # do also what has been done
-    promote: bool = False,  # make each version the production version
+    promote: bool | Literal["always"] = False,  # each, if it is better than one answer for all
 ) -> list[RunRecord]:
     "Run the notebook on Kaggle once for each of `runs`, and return their records in that order, whatever became of them."
     grid = _Grid(notebook, runs, settings, account, on_progress, promote)

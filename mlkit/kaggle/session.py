@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from ..bundle.registry import Registry
 from ..config import Settings
@@ -153,7 +153,7 @@ def collect(
     watch: Watch,
     settings: Settings,
     *,
-    promote: bool = False,  # make the version the production version
+    promote: bool | Literal["always"] = False,  # if it is better than always giving one answer
 ) -> RunRecord:
     "Bring home what there is, register the bundle, and return the run's record: done, failed or stopped."
     if watch.status != "COMPLETE":
@@ -173,7 +173,7 @@ def collect(
             error=f"{run.id} stopped at a checkpoint by its time budget; the same command goes on from there",
         )
     else:
-        if version and promote:
+        if version and (promote == "always" or (promote and not version.not_better)):
             Registry(settings.paths.models).promote(version.ref)
         run.finish("done")
     return read_run(run.folder)

@@ -261,9 +261,8 @@ def fetch(
     def attempt() -> Path:
         nonlocal url, wrong
         have, problem = _held(part), ""
-        if have and (size is None or have > size):
-            part.unlink()  # what it belongs to cannot be known
-            have = 0
+        if have > (size or 0):
+            have = part.unlink() or 0  # what it belongs to cannot be known
         try:
             if size is None or have < size or not part.exists():
                 url = url or link()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Settings, listed
-from ..delimited import name_columns
+from ..delimited import name_columns, to_text
 from ..inference.tabular import is_missing
 from .source import DataError, look, table_of
 from ..tables import Table
@@ -88,7 +88,7 @@ def _from_frame(frame: pd.DataFrame) -> tuple[dict[str, pd.Series], list[str]]:
 
 
 def _stripped(value: object) -> object:
-    return (value.strip() or None) if isinstance(value, str) else value
+    return (to_text(value) or None) if isinstance(value, str | bytes) else value
 
 
 def _is_nested(value: object) -> bool:

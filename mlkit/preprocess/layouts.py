@@ -121,15 +121,16 @@ _CAMERAS = set(
 def labels_by(
     pattern: str,  # with one group: the class
     files: Sequence[Path],
+    key: str = "data.label_pattern",  # the setting that it is
 ) -> list[str]:
     "Return the class of each file by its name, or by its path where the name does not fit; empty where neither does."
     try:
         regex = re.compile(pattern)
     except re.error as e:
-        raise DataError(f"data.label_pattern = {pattern!r} is not a regular expression: {e}") from e
+        raise DataError(f"{key} = {pattern!r} is not a regular expression: {e}") from e
     if regex.groups != 1:
         raise DataError(
-            f"data.label_pattern = {pattern!r} has {regex.groups} groups; one is needed, the class: ^(.+)_\\d+"
+            f"{key} = {pattern!r} is a regular expression with {regex.groups} groups; one is needed: ^(.+)_\\d+"
         )
     found = (regex.search(p.name) or regex.search(f"/{p.as_posix()}") for p in files)
     return [m.group(1) if m else "" for m in found]
@@ -240,7 +241,12 @@ _MASK_NAME = re.compile(r"^(.+?)[_-](mask|gt|seg|label|matte|segmentation)s?$", 
 def _beside(files: Sequence[Path]) -> tuple[list[Placed], str] | None:
     "Masks that lie beside their images: 07.jpg, 07_mask.png."
     masks = {(p.parent, m.group(1)): p for p in files if (m := _MASK_NAME.match(p.stem))}
-    images = {(p.parent, p.stem): p for p in files if (p.parent, p.stem) in masks}
+    others = [p for p in files if not _MASK_NAME.match(p.stem)]
+    (head, tail), _ = match_names([p.stem for p in others], [name for _, name in masks])
+    named = {
+        (p.parent, p.stem.removeprefix(head).removesuffix(tail).rstrip("_-")): p for p in others
+    }
+    images = {k: p for k, p in named.items() if k in masks}
     if (
         len(masks) < 2
         or len(images) + len(masks) < 0.9 * len(files)

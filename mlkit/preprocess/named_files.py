@@ -23,6 +23,7 @@ from mlkit.preprocess.cells import (
     part_column,
 )
 from mlkit.preprocess.source import (
+    IMAGES,
     Cells,
     DataError,
     Example,
@@ -245,7 +246,7 @@ def named_files(
     columns = cells.columns
     found = file_columns(columns, FileIndex(source.folder, source.images))
     if not found:
-        return None
+        return _none_found(path, cells, source)
     column, *others = found
     part = part_column({c: v for c, v in columns.items() if c not in found})
     ignored = {w.strip() for w in data.ignore.split(",")}
@@ -269,8 +270,13 @@ def named_files(
         ),
     ]
     notes += [f"column {part[0]!r} says the part"] if part else []
+    for key in ("group", "time"):
+        if (name := getattr(data, key)) and name not in columns:
+            raise DataError(
+                f"{path}: data.{key}: no column {name!r}; columns: {listed(columns, 50)}"
+            )
     _check_missing(path, cells, columns[column], found[column])
-    masks = next((c for c in others if c in free), None)
+    masks = next((c for c in others if c in free and _other_files(found[c], found[column])), None)
     if masks and data.task in ("", MASKS) and asked <= {"", masks}:
         learned = _Learned(MASKS, f"column {masks}: an image each", (masks,))
     else:
@@ -280,7 +286,22 @@ def named_files(
             notes.append(f"columns that are not read: {', '.join(more)}; data.target names others")
     return _examples(path, cells, data, learned, (found, column, part), notes)
 
-# %% ../../nbs/preprocess/01_named_files.ipynb #c465c217
+# %% ../../nbs/preprocess/01_named_files.ipynb #7bfb761e
+def _none_found(path: Path, cells: Cells, source: Source) -> None:
+    "Raise `DataError` if a column names images although none of them is there."
+    for name, values in cells.columns.items():
+        if mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
+            raise DataError(
+                f"{path}: column {name!r} names {len(values)} images, and few or none are in {source.folder}: {listed(values, 3)}. "
+                "They are looked for by path, by name and by name without suffix, beside the table, below, and in the folder above"
+            )
+
+
+def _other_files(masks: Sequence[Path | None], images: Sequence[Path | None]) -> bool:
+    "Return whether a column names files of its own: a number beside `7.png` may mean that image as well."
+    return all(m != i for m, i in zip(masks, images, strict=True) if m)
+
+
 def _check_missing(
     path: Path, cells: Cells, names: Sequence[str], paths: Sequence[Path | None]
 ) -> None:

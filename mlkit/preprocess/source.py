@@ -212,12 +212,12 @@ def look(
     for path in _walk(root):
         if hit := ignore & set(path.relative_to(root).parts):
             left |= hit
+        elif path.is_symlink() and not path.exists():
+            broken += 1
         elif kind := file_kind(path):
             found[kind].append(path)
-        elif path.is_file():
-            others[path.suffix.lower()] += 1
         else:
-            broken += 1
+            others[path.suffix.lower()] += 1
     sorted_ = {f"{kind}s": tuple(sorted(paths)) for kind, paths in found.items()}
     return Source(
         given, root, **sorted_, others=dict(others), ignored=tuple(sorted(left)), broken=broken

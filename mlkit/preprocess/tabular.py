@@ -84,7 +84,7 @@ def _held(found: TabularAudit, settings: Settings) -> tuple[np.ndarray, str]:
     strata = [[s] for s in _strata(rows, found.target, bool(data.group))]
     held = hold_out(units.tolist(), strata, data.valid, seed=settings.train.seed)
     how = f"by {data.group}" if data.group else "by content, each class or tenth in the same shares"
-    if data.group or abs(held.mean() - data.valid) < data.valid / 3:
+    if data.group or abs(held.mean() - data.valid) < 0.15 * data.valid + 2 / len(held):
         return held, how
     copies = pd.Series(units).groupby(units).cumcount()
     held = hold_out(

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..config import Settings
-from ..delimited import TableError, find_encoding
+from ..delimited import TableError, decode
 from .audit import FileAudit, Record, rows_of_files
 from .source import DataError, Example, look
 from .text_source import TASK, text_examples
@@ -38,10 +38,8 @@ def _looked(example: Example, text: str) -> TextRecord:
 
 def _read_file(example: Example, encoding: str) -> TextRecord:
     try:
-        data = example.path.read_bytes()
-        found = find_encoding([data], example.name, encoding)
-        return _looked(example, data.decode(found.name, found.errors))
-    except (UnicodeDecodeError, TableError):
+        return _looked(example, decode(example.path.read_bytes(), example.name, encoding))
+    except TableError:
         return TextRecord(example, "", "not UTF-8, UTF-16 or cp1252: set data.encoding")
     except OSError as e:
         return TextRecord(example, "", e.strerror or "cannot be opened")

@@ -41,6 +41,7 @@ class Kind(ABC):
     "A kind of data. Its examples are whatever it chooses; only its own methods look into them."
 
     name: str  # such as image
+    uses: frozenset[str] | None = None  # settings that not every kind has a use for; None = all
 
     @abstractmethod
     def match(self, found: Source, settings: Settings) -> Match | None:

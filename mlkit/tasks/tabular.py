@@ -232,7 +232,9 @@ def match(
     path = found.table
     if path is None or found.images and path == found.root and not found.tables:
         return None
-    goal = Match(*_task_of(str(path), settings), sure=not (found.images or found.texts))
+    goal = Match(
+        *_task_of(found.given, settings), sure=False
+    )  # unless its cells name images, or hold texts
     return goal if found.given.startswith("sklearn:") else _beside_texts(path, goal, settings)
 
 
@@ -247,8 +249,10 @@ def _beside_texts(path: Path, goal: Match, settings: Settings) -> Match | None:
     aside = {w.strip() for w in f"{data.ignore},{data.keep}".split(",")}
     prose = [c for c, v in columns.items() if c not in aside and is_prose(c, v)]
     share = letters(columns, prose) / max(letters(columns, columns), 1)
-    if not prose or share < MOST:
+    if not prose:
         return goal
+    if share < MOST:
+        return replace(goal, sure=True)  # so is the match of the texts, if they have a label
     if has_classes(columns, find_columns(columns, data)):
         return None
     if data.target:
@@ -263,6 +267,7 @@ class TableKind(Kind):
     "Rows of a table, with a class or numbers each."
 
     name = "table"
+    uses = frozenset("data.keep data.missing data.units".split())
 
     match = staticmethod(match)
     audit = staticmethod(audit)

@@ -226,6 +226,7 @@ class TextKind(Kind):
     "Texts, with a class each."
 
     name = "text"
+    uses = frozenset("data.max_tokens data.text data.workers".split())
 
     match = staticmethod(match)
     audit = staticmethod(audit)

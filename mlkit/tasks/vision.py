@@ -192,32 +192,15 @@ def answers(
     "Return what `learn` says of the files, as the graph would."
     return express.answers(learn, learn.dls.test_dl(list(items)))
 
-# %% ../../nbs/tasks/02_vision.ipynb #2be27656
-class ImageKind(Kind):
-    "Images, with one label, several, numbers or a mask each."
-
-    name = "image"
-
-    match = staticmethod(match)
-    audit = staticmethod(audit)
-    dataloaders = staticmethod(dataloaders)
-    learner = staticmethod(learner)
-    described = staticmethod(described)
-    input_spec = staticmethod(input_spec)
-    network = staticmethod(network)
-    example = staticmethod(example)
-    examples = staticmethod(examples)
-    sent = staticmethod(sent)
-    answers = staticmethod(answers)
-
-
-IMAGES = ImageKind()
-
 # %% ../../nbs/tasks/02_vision.ipynb #7571f18b
 class ImageKind(Kind):
     "Images, with one label, several, numbers or a mask each."
 
     name = "image"
+    uses = frozenset(
+        "data.label_pattern data.size data.resize data.augment data.flip data.cache_gb data.workers data.units "
+        "train.mixup train.tta train.views train.head_epochs".split()
+    )
 
     match = staticmethod(match)
     audit = staticmethod(audit)

@@ -1,0 +1,498 @@
+"""What people keep, and what it is taken for: folders, lists, masks, tables and texts in the layouts that are met."""
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlkit.config import load_settings
+from mlkit.preprocess.source import DataError, look
+from mlkit.tasks.task import infer_task
+
+CHANCE = np.random.default_rng(0)
+
+
+def image(path: Path, shade: int = 90, size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.clip(CHANCE.normal(shade, 40, (*size, 3)), 0, 255).astype("uint8")
+    Image.fromarray(pixels).save(path)
+
+
+def mask(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(CHANCE.integers(0, 2, (8, 8)).astype("uint8") * 255).save(path)
+
+
+def rows(path: Path, head: str, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+
+
+def task_of(source: Path, *assignments: str) -> str:
+    return infer_task(load_settings(f"data.source={source}", *assignments))[0].name
+
+
+def counted(source: Path, *assignments: str) -> Counter:
+    "Examples by label and part, as the task's own audit has them."
+    settings = load_settings(f"data.source={source}", *assignments)
+    task, _ = infer_task(settings)
+    found = task.data.audit(str(source), settings)
+    return Counter((r.example.label, r.example.part) for r in found.records)
+
+
+# How the examples are kept, in which parts, and what lies beside them. ---------------------------------------------
+
+
+def classes(top: Path) -> None:
+    for label, i in itertools.product(("rye", "oat"), range(6)):
+        image(top / label / f"{i}.png", 60 if label == "rye" else 190)
+
+
+def masks(top: Path) -> None:
+    for i in range(6):
+        image(top / f"images/{i:02}.png")
+        mask(top / f"masks/{i:02}.png")
+
+
+def names(top: Path) -> None:
+    for label, i in itertools.product(("rye", "oat"), range(6)):
+        image(top / f"{label}_{i}.png")
+
+
+def listed(top: Path) -> None:
+    for i in range(12):
+        image(top / f"photos/{i:03x}.png")
+    rows(
+        top / "labels.csv",
+        "id,species",
+        *(f"{i:03x},{'rye' if i % 2 else 'oat'}" for i in range(12)),
+    )
+
+
+LAYOUTS = {
+    classes: "image-classification",
+    masks: "image-segmentation",
+    names: "image-classification",
+    listed: "image-classification",
+}
+
+
+def extra(top: Path) -> None:
+    (top / "Thumbs.db").write_bytes(b"\0")
+    (top / "notes.md").write_text("taken in spring")
+    (top / ".DS_Store").write_bytes(b"\0")
+    (top / "__MACOSX").mkdir()
+    (top / "sample_submission.csv").write_text("id,species\n1,rye\n2,rye\n3,rye\n4,rye\n5,rye\n")
+
+
+def links(top: Path) -> None:
+    for path in sorted(p for p in top.iterdir() if p.is_dir()):
+        away = top.parent / f"{top.name}-{path.name}"
+        path.rename(away)
+        path.symlink_to(away)
+    (top / "gone.png").symlink_to(top / "nowhere.png")
+
+
+def odd(top: Path) -> None:
+    for path in sorted(top.rglob("*0.png")):
+        path.rename(path.with_suffix(".PNG"))
+
+
+@pytest.mark.parametrize(
+    "beside", [lambda top: None, extra, links, odd], ids=["", "extra", "links", "odd"]
+)
+@pytest.mark.parametrize(
+    "parts",
+    [("",), ("train", "valid"), ("Training", "test_set"), ("train", "val", "test")],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+def test_a_layout_is_what_it_is_in_any_order(
+    layout: Callable,
+    parts: tuple[str, ...],
+    beside: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if layout is listed and len(parts) > 1:
+        parts = ("",)  # a list says its parts in a column; see below
+    top = tmp_path / "source"
+    for part in parts:
+        layout(top / part)
+    beside(top)
+    walk, found = os.walk, set()
+    for seed in range(3):
+
+        def shuffled(*args, seed=seed, **how):
+            for place, folders, files in walk(*args, **how):
+                random.Random(seed).shuffle(folders)
+                random.Random(seed).shuffle(files)
+                yield place, folders, files
+
+        monkeypatch.setattr(os, "walk", shuffled)
+        found.add(task_of(top))
+    assert found == {LAYOUTS[layout]}
+    kept = counted(top)
+    assert {part for _, part in kept} == ({""} if len(parts) == 1 else {"train", "valid"})
+
+
+# Cases that were met. ----------------------------------------------------------------------------------------------
+
+
+def test_folders_of_parts_are_never_classes(tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"d/train/cat.{i}.jpg")
+        image(tmp_path / f"d/train/dog.{i}.jpg")
+        image(tmp_path / f"d/test1/{i}.jpg")
+        image(tmp_path / f"c/train_images/{i:04x}.jpg")
+        image(tmp_path / f"c/test_images/{i:03x}.jpg")
+        image(tmp_path / f"bare/train/{i * 7919:08x}.jpg")
+        image(tmp_path / f"bare/test1/{i * 7919:08x}.jpg")
+    assert counted(tmp_path / "d") == {("cat", ""): 12, ("dog", ""): 12}
+    rows(tmp_path / "c/train.csv", "image_id,label", *(f"{i:04x}.jpg,{i % 2}" for i in range(12)))
+    assert counted(tmp_path / "c") == {("0", ""): 6, ("1", ""): 6}
+    with pytest.raises(DataError, match="24 images, and nothing says what is to be learned"):
+        task_of(tmp_path / "bare")
+
+
+def test_a_test_part_without_classes_is_left_alone(tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"train/Black-grass/{i}.png")
+        image(tmp_path / f"train/Charlock/{i}.png")
+        image(tmp_path / f"test/{i:08x}.png")
+    rows(
+        tmp_path / "sample_submission.csv",
+        "file,species",
+        *(f"{i:08x}.png,Charlock" for i in range(12)),
+    )
+    assert counted(tmp_path) == {("Black-grass", ""): 12, ("Charlock", ""): 12}
+    task, _ = infer_task(settings := load_settings(f"data.source={tmp_path}"))
+    notes = task.data.audit(str(tmp_path), settings).notes
+    assert any(
+        "the test part holds 12 images without a class" in n and "mlkit predict" in n for n in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "masked"),
+    [
+        ("images/{}.png", "labels/{}_P.png"),
+        ("train/{}.jpg", "train_masks/{}_mask.gif"),
+        ("s/images/{}.png", "s/masks/{}_mask.png"),
+        ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+        ("images/img_{}.jpg", "annotations/gt_{}.png"),
+        ("images/train/{}.jpg", "masks/train/{}.png"),
+        ("train/images/{}.jpg", "train/masks/{}.png"),
+        ("data/imgs/{}.png", "data/ground_truth/{}.tif"),
+        ("{}_sat.jpg", "{}_mask.png"),
+        ("{}.jpg", "{}_mask.png"),
+    ],
+)
+def test_masks_are_found_whatever_they_are_called(images: str, masked: str, tmp_path: Path) -> None:
+    for i in range(8):
+        image(tmp_path / images.format(f"{i:02}"))
+        mask(tmp_path / masked.format(f"{i:02}"))
+    (tmp_path / "codes.txt").write_text("background\nthing\n")
+    assert task_of(tmp_path) == "image-segmentation"
+    settings = load_settings(f"data.source={tmp_path}")
+    found = infer_task(settings)[0].data.audit(str(tmp_path), settings)
+    assert len(found.readable) == 8 and found.labels == ("background", "thing")
+
+
+def test_a_class_may_be_called_mask(tmp_path: Path) -> None:
+    for i in range(6):
+        image(tmp_path / f"mask/{i}.png")
+        image(tmp_path / f"no_mask/{i + 9}.png")
+    assert counted(tmp_path) == {("mask", ""): 6, ("no_mask", ""): 6}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for label, i in itertools.product(("bus", "car", "train"), range(6)):
+        image(tmp_path / label / f"{i}.png")
+    assert set(counted(tmp_path)) == {("bus", ""), ("car", ""), ("train", "")}
+
+
+@pytest.mark.parametrize(
+    "name", ["labels", "index", "sample_submission", "train", "data", "README"]
+)
+def test_class_folders_win_over_a_table_beside_them(name: str, tmp_path: Path) -> None:
+    for label, i in itertools.product(("cats", "dogs"), range(8)):
+        image(tmp_path / label / f"{i}.png")
+    rows(tmp_path / f"{name}.csv", "file,species,weight", *(f"{i}.png,cat,{i}" for i in range(20)))
+    assert task_of(tmp_path) == "image-classification"
+    assert "not read: 1 table file" in " ".join(look(str(tmp_path), load_settings()).notes("image"))
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        ("id_code,diagnosis", "{0},{1}"),
+        ("path,label", "train_images/{0},{1}"),
+        ("filename,label", "train_images/{0}.png,{1}"),
+        ("file;label", "{0}.png;{1}"),
+        ("image\tlabel", "/kaggle/input/aptos/train_images/{0}.png\t{1}"),
+        ("path,label", "train_images\\{0}.png,{1}"),
+        (",Unnamed: 0,image_id,dx", "{2},{2},{0},{1}"),
+        ("image_name,target", "./train_images/{0}.png,{1}"),
+    ],
+)
+def test_a_table_names_images_in_any_column(head: str, line: str, tmp_path: Path) -> None:
+    named = [(f"{i * 7919:012x}", i % 5, i) for i in range(60)]
+    for name, grade, _ in named:
+        image(tmp_path / f"train_images/{name}.png", 30 + 45 * grade)
+    rows(tmp_path / "train.csv", head, *(line.format(*n) for n in named))
+    assert counted(tmp_path / "train.csv") == {(str(k), ""): 12 for k in range(5)}
+    assert counted(tmp_path) == counted(tmp_path / "train.csv")
+
+
+def test_a_table_beside_the_folder_of_its_images(tmp_path: Path) -> None:
+    for i in range(10):
+        image(tmp_path / f"pictures/{i:03}.png")
+    rows(tmp_path / "tables/train.csv", "id,kind", *(f"{i:03},{'ab'[i % 2]}" for i in range(10)))
+    assert counted(tmp_path / "tables/train.csv") == {("a", ""): 5, ("b", ""): 5}
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ("1", "0"),
+        ("1.0", "0.0"),
+        ("True", "False"),
+        ("yes", "no"),
+        ("Y", "N"),
+        ("1", "-1"),
+        ("T", "F"),
+    ],
+)
+def test_flags_in_any_spelling_are_several_labels(yes: str, no: str, tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"{i}.jpg")
+    said = [(i, *(yes if i % k else no for k in (2, 3, 5))) for i in range(12)]
+    rows(
+        tmp_path / "isic.csv",
+        ",path,MEL,NV,BCC",
+        *("{0},{0}.jpg,{1},{2},{3}".format(*s) for s in said),
+    )
+    assert task_of(tmp_path / "isic.csv") == "image-multilabel"
+    settings = load_settings(f"data.source={tmp_path / 'isic.csv'}")
+    found = infer_task(settings)[0].data.audit(settings.data.source, settings)
+    assert found.labels == ("MEL", "NV", "BCC") and not found.quarantine
+    assert found.records[1].example.target == ("MEL", "NV", "BCC")
+
+
+def test_a_row_number_is_not_learned(tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"{i}.jpg")
+    rows(
+        tmp_path / "s.csv",
+        ",index,path,loes-score",
+        *(f"{i},{i + 100},{i}.jpg,{i % 7 * 1.5}" for i in range(12)),
+    )
+    settings = load_settings(f"data.source={tmp_path / 's.csv'}")
+    found = infer_task(settings)[0].data.audit(settings.data.source, settings)
+    assert (found.task, found.labels) == ("image-regression", ("loes-score",))
+    assert any("'index' is not learned" in n for n in found.notes)
+
+
+def test_a_decimal_comma_is_a_number(tmp_path: Path) -> None:
+    for i in range(40):
+        image(tmp_path / f"img/{i}.jpg")
+    rows(
+        tmp_path / "q.csv",
+        "path,gewicht",
+        *(f'img/{i}.jpg,"{1 + i % 9},{i % 10}"' for i in range(40)),
+    )
+    for assignments in ((), ("data.target=gewicht",), ("data.task=image-regression",)):
+        settings = load_settings(f"data.source={tmp_path / 'q.csv'}", *assignments)
+        found = infer_task(settings)[0].data.audit(settings.data.source, settings)
+        assert (found.task, found.labels) == ("image-regression", ("gewicht",))
+        by_name = {r.example.name: r.example.target for r in found.records}
+        assert by_name["img/3.jpg"] == (4.3,)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("is_valid", "01"),
+        ("split", ["train", "val"]),
+        ("Set", ["Training", "TEST"]),
+        ("fold", "10"),
+    ],
+)
+def test_a_column_says_the_part(column: str, cells: str, tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"{i}.jpg")
+    rows(
+        tmp_path / "t.csv",
+        f"path,label,{column}",
+        *(f"{i}.jpg,{'ab'[i % 2]},{cells[i % 3 == 0]}" for i in range(12)),
+    )
+    assert {part for _, part in counted(tmp_path / "t.csv")} == {"train", "valid"}
+    assert sum(n for (_, part), n in counted(tmp_path / "t.csv").items() if part == "valid") == 4
+
+
+def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
+    for p, i in itertools.product(range(12), range(5)):
+        image(tmp_path / f"p{p}-{i}.png")
+    rows(
+        tmp_path / "k.csv",
+        "path,label,patient",
+        *(
+            f"p{p}-{i}.png,{('healthy', 'sick')[p % 2]},P{p}"
+            for p, i in itertools.product(range(12), range(5))
+        ),
+    )
+    settings = load_settings(f"data.source={tmp_path / 'k.csv'}", "data.group=patient")
+    task = infer_task(settings)[0]
+    parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
+    sides = [{r.example.group for r in part} for part in (parts.train, parts.valid)]
+    assert not sides[0] & sides[1] and len(parts.valid) in (10, 15)
+    assert {r.example.label for r in parts.valid} == {"healthy", "sick"}
+    with pytest.raises(DataError, match="data.group: no column 'nonsense'"):
+        wrong = load_settings(f"data.source={tmp_path / 'k.csv'}", "data.group=nonsense")
+        infer_task(wrong)[0].data.audit(settings.data.source, wrong)
+
+
+def test_a_class_that_only_one_part_has(tmp_path: Path) -> None:
+    for part, kinds in (("train", "abc"), ("valid", "ab")):
+        for kind, i in itertools.product(kinds, range(6)):
+            image(tmp_path / part / kind / f"{i}.png")
+    settings = load_settings(f"data.source={tmp_path}")
+    task = infer_task(settings)[0]
+    with pytest.raises(
+        DataError, match=r"c \(6\) is in train alone and cannot be judged; .*data.ignore=c"
+    ):
+        task.data.split(task.data.audit(str(tmp_path), settings), settings)
+    assert {label for label, _ in counted(tmp_path, "data.ignore=c")} == {"a", "b"}
+
+
+def test_names_in_any_bytes_and_any_normal_form(tmp_path: Path) -> None:
+    for name, i in itertools.product(("cafe\u0301", "caf\xe9", "tea"), range(6)):
+        image(tmp_path / name / f"{i}-{len(name)}.png")
+    os.rename(tmp_path / "tea/0-3.png", os.fsencode(tmp_path / "tea") + b"/t\xe9l\xe9.png")
+    assert counted(tmp_path) == {("caf\xe9", ""): 12, ("tea", ""): 6}
+    settings = load_settings(f"data.source={tmp_path}")
+    found = infer_task(settings)[0].data.audit(str(tmp_path), settings)
+    assert r"tea/t\xe9l\xe9.png" in [r.example.name for r in found.readable]
+    os.rename(tmp_path / "tea", os.fsencode(tmp_path) + b"/t\xe9a")
+    with pytest.raises(
+        DataError, match=r"the class 't\\\\xe9a' has a name that is not UTF-8; rename its folder"
+    ):
+        counted(tmp_path)
+
+
+def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
+    for label, i in itertools.product(("ripe", "unripe"), range(6)):
+        image(tmp_path / label / f"{i}.jpg")
+        image(tmp_path / label / f"b{i}.avif")
+        (tmp_path / label / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+        (tmp_path / label / f"{i}.jpg").rename(tmp_path / label / f"{i}.jfif")
+    (tmp_path / "ripe/scan").write_bytes((tmp_path / "ripe/0.jfif").read_bytes())
+    assert counted(tmp_path) == {("ripe", ""): 13, ("unripe", ""): 12}
+    notes = " ".join(look(str(tmp_path), load_settings()).notes("image"))
+    assert "12 .heic" in notes and "where pillow-heif is installed" in notes
+
+
+# Texts, and tables that hold them. ---------------------------------------------------------------------------------
+
+WORDS = "see the talk page for the article edit source and thanks".split()
+
+
+def prose(i: int) -> str:
+    return " ".join(random.Random(i).sample(WORDS, 9)) + f" {i}"
+
+
+def test_texts_in_parts_with_a_part_that_has_no_labels(tmp_path: Path) -> None:
+    for part, kinds in (("train", ("pos", "neg", "unsup")), ("test", ("pos", "neg"))):
+        for kind, i in itertools.product(kinds, range(9)):
+            (tmp_path / part / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / kind / f"{i}.txt").write_text(prose(i))
+    assert counted(tmp_path) == {(k, p): 9 for k in ("pos", "neg") for p in ("train", "valid")}
+
+
+def test_writing_without_blanks_is_text(tmp_path: Path) -> None:
+    signs = "酒店房间服务早餐位置价格前台很好喜欢满意失望太差糟糕"
+    rows(
+        tmp_path / "hotel.csv",
+        "label,review",
+        *(f"{i % 2},{''.join(random.Random(i).sample(signs, 20))}" for i in range(60)),
+    )
+    assert task_of(tmp_path / "hotel.csv") == "text-classification"
+
+
+def test_train_and_test_of_texts(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        target = name == "train"
+        lines = (f"{i},k{i % 3},{prose(i)}" + f",{i % 2}" * target for i in range(60))
+        rows(tmp_path / f"{name}.csv", "id,keyword,text" + ",target" * target, *lines)
+    assert task_of(tmp_path) == task_of(tmp_path / "train.csv") == "text-classification"
+    settings = load_settings(f"data.source={tmp_path}")
+    assert (
+        "columns that are not read: keyword"
+        in infer_task(settings)[0].data.audit(str(tmp_path), settings).notes
+    )
+
+
+def test_texts_are_never_left_out_in_silence(tmp_path: Path) -> None:
+    flags = ((f"a{i}", prose(i), i % 2, int(i % 3 == 0), int(i % 5 == 0)) for i in range(60))
+    rows(
+        tmp_path / "toxic.csv",
+        "id,comment_text,toxic,obscene,threat",
+        *("{},{},{},{},{}".format(*f) for f in flags),
+    )
+    with pytest.raises(
+        DataError,
+        match="'comment_text' holds texts.*data.task=text-classification --set data.target=COLUMN",
+    ):
+        task_of(tmp_path / "toxic.csv")
+    assert task_of(tmp_path / "toxic.csv", "data.target=toxic") == "text-classification"
+    assert task_of(tmp_path / "toxic.csv", "data.ignore=comment_text") == "table-classification"
+
+
+def test_two_ways_are_a_question_with_both_commands(tmp_path: Path) -> None:
+    lines = (
+        f"{prose(i)},{'north south east west'.split()[i % 4] * 12},{'lorem ipsum dolor ' * 2 + str(i % 7)},{i % 2}"
+        for i in range(60)
+    )
+    rows(tmp_path / "wine.csv", "description,region,winery,label", *lines)
+    with pytest.raises(DataError, match="in 2 ways; choose one: .*data.task=t.*data.task=t"):
+        task_of(tmp_path / "wine.csv")
+    assert task_of(tmp_path / "wine.csv", "data.task=text-classification") == "text-classification"
+    assert (
+        task_of(tmp_path / "wine.csv", "data.task=table-classification") == "table-classification"
+    )
+
+
+def test_a_price_is_not_a_class_of_texts(tmp_path: Path) -> None:
+    rows(
+        tmp_path / "ads.csv",
+        "text,rooms,price",
+        *(f"{prose(i)},{i % 5},{100 + 7.5 * i}" for i in range(60)),
+    )
+    task, reason = infer_task(
+        load_settings(f"data.source={tmp_path / 'ads.csv'}", "data.target=price")
+    )
+    assert task.name == "table-regression" and "texts that are not read: text" in reason
+
+
+def test_two_targets_need_no_task(tmp_path: Path) -> None:
+    lines = (f"{i % 7}.5,{i % 11}.1,{i % 7 * 3}.2,{i % 11 * 2}.7" for i in range(99))
+    rows(tmp_path / "energy.csv", "X1,X2,Y1,Y2", *lines)
+    assert task_of(tmp_path / "energy.csv", "data.target=Y1,Y2") == "table-regression"
+    with pytest.raises(DataError, match="data.target: no column 'Y3'"):
+        task_of(tmp_path / "energy.csv", "data.target=Y1,Y3")
+
+
+def test_where_few_rows_differ_the_share_is_kept(tmp_path: Path) -> None:
+    lines = (f"{'abcd'[i % 4]},{i % 2},{'yes no'.split()[(i * 7) % 3 == 0]}" for i in range(104))
+    rows(tmp_path / "few.csv", "kind,flag,sure", *lines)
+    settings = load_settings(f"data.source={tmp_path / 'few.csv'}")
+    task = infer_task(settings)[0]
+    parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
+    assert 18 <= len(parts.valid) <= 24 and "copies stand on both sides" in parts.how
