@@ -123,6 +123,9 @@ class DataSettings(_Section):
         0.2, gt=0, lt=1, description="share held out where the source has no split of its own"
     )
     min_examples: int = Field(5, ge=2, description="fewest examples that a class may have")
+    rare: Literal["refuse", "other", "drop"] = Field(
+        "refuse", description="classes of a table with fewer: refuse, put together as other, or drop"
+    )
     batch_size: int = Field(0, ge=0, description="examples in a batch; 0 = chosen for the data")
     workers: int = Field(
         -1, ge=-1, description="processes that read examples; -1 = chosen for the machine"

@@ -52,6 +52,7 @@ class _Records:
 
     layout: Layout
     name: str
+    separator = ""  # between cells, where there is one
     types: dict[str, Any] = {}
 
     @property
@@ -103,6 +104,7 @@ class Table:
     )  # lists of str or None; arrays where the file has types
     lines: Sequence[int] = field(repr=False)  # of the file, in which each row begins
     notes: tuple[str, ...] = ()  # what was noticed, for people
+    separator: str = ""  # between cells, where there is one
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -136,7 +138,7 @@ def _whole(source: _Records, raw: BinaryIO, most: int | None) -> Table:
     names, columns = zip(*kept, strict=True) if kept else ((), ())
     bare = [n for n in layout.bare if n not in gone]
     notes = [f"columns without a name: {', '.join(bare[:10])}"] if bare else []
-    return Table(source.name, names, columns, lines, (*layout.notes, *notes))
+    return Table(source.name, names, columns, lines, (*layout.notes, *notes), source.separator)
 
 # %% ../nbs/07_table_formats.ipynb #a6a7121d
 _SAMPLE = 1 << 18  # bytes by which the separator and the head are judged
@@ -162,6 +164,7 @@ class _Text(_Records):
         except UnicodeDecodeError as e:
             raise TableError(self._not(e, 1)) from e
         self.dialect, layout = find_dialect(sample.replace("\0", ""), whole=whole)
+        self.separator = self.dialect.separator
         self.layout = replace(layout, notes=(*filter(None, [self.encoding.note]), *layout.notes))
 
     def _not(self, error: UnicodeDecodeError, line: int) -> str:

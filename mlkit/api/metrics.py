@@ -49,6 +49,9 @@ class Metrics:
         self.stage = histogram("mlkit_stage_seconds", "Time in a stage", _SECONDS, "stage", "model")
         self.batch = histogram("mlkit_batch_size", "Inputs in a forward pass", _BATCHES, "model")
         self.rejected = counter("mlkit_rejected", "Refused requests", "reason")
+        self.noted = counter(
+            "mlkit_row_notes", "Cells of rows that were filled, or hold a word never seen", "what", "model"
+        )
         self.swaps = counter("mlkit_swaps", "Versions taken in or refused", "model", "outcome")
         self.in_flight = gauge("mlkit_in_flight", "Requests begun and not answered")
         self.queue = gauge("mlkit_queue_inputs", "Inputs that wait or are computed", "model")

@@ -152,6 +152,9 @@ class Service:
         seen.wait.observe(done.wait_ms / 1e3)
         seen.forward.observe(done.forward_ms / 1e3)
         seen.batch.observe(done.batch)
+        for notes in (n for n in done.notes if isinstance(n, dict)):
+            for what in notes.keys() & {"filled", "unseen"}:
+                self.metrics.noted.labels(what, request.state.model).inc(len(notes[what]))
         request.state.done = done
 
     async def hold_back(self) -> None:

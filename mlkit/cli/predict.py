@@ -97,6 +97,8 @@ def predict(
     else:
         done = _here(version, given, settings, out, masks, probabilities, again, json_)
     error = typer.Exit(1) if done.rows and done.bad == done.rows else None
+    if not out and (noted := _noted(done)):
+        print(f"{done.rows:,} rows{noted}", file=sys.stderr)
     if out:
         return Result({"out": str(out), **_counts(done)}, f"{out}: {_sum(done)}", error=error)
     if error:
@@ -149,12 +151,23 @@ def _on_ray(
 
 # %% ../../nbs/cli/06_predict.ipynb #e8345613
 def _counts(done: "Done") -> dict[str, Any]:
-    return {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
+    counts = {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
+    return counts | {n: getattr(done, n) for n in ("filled", "unseen") if getattr(done, n)}
 
 
 def _sum(done: "Done") -> str:
     before = f" ({done.resumed:,} from before)" if done.resumed else ""
-    return f"{done.rows:,} rows{before}, {done.bad:,} without an answer, {done.rate:,.1f} rows/s"
+    return f"{done.rows:,} rows{before}, {done.bad:,} without an answer, {done.rate:,.1f} rows/s{_noted(done)}"
+
+
+def _noted(done: "Done") -> str:
+    "Return what is to be said of the rows: words never seen, and numbers that were filled."
+    said = {
+        "words that training never had": done.unseen,
+        "missing for the first time, filled with the training median": done.filled,
+    }
+    found = [f"{what}: {', '.join(f'{c} ({n:,})' for c, n in counts.items())}" for what, counts in said.items() if counts]
+    return "".join(f"; {one}" for one in found)
 
 # %% ../../nbs/cli/06_predict.ipynb #b2fdbfeb
 @contextmanager

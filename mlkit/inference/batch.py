@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,8 @@ class Done:
     seconds: float = 0.0  # of this try
     size: int = 0  # bytes of the CSV, or pieces of the Parquet file
     marks: str = hashlib.sha256().hexdigest()  # of the inputs that the rows answer
+    filled: dict[str, int] = field(default_factory=dict)  # column → rows in which the median stands in
+    unseen: dict[str, int] = field(default_factory=dict)  # column → rows with a word that training never had
 
     def count(
         self,
@@ -166,6 +168,10 @@ class Done:
         "Add them."
         self.rows += len(told)
         self.bad += sum(bool(one.error) for one in told)
+        for notes in filter(None, (getattr(one.answer, "notes", None) for one in told)):
+            for what, counts in (("filled", self.filled), ("unseen", self.unseen)):
+                for name in notes.get(what, ()):
+                    counts[name] = counts.get(name, 0) + 1
 
     @property
     def rate(self) -> float:

@@ -24,26 +24,48 @@ from torch import nn
 from ..config import Settings, SettingsError
 
 # %% ../../nbs/model/03_tabular.ipynb #37b41463
+_DENSE = 1 << 20  # weights of one matrix; beyond, each column has its own
+_STEPS = 16_384  # of all columns, at most: the layer of 128 over them has 8 MB
+
+
 def quantile_steps(
     numbers: np.ndarray,  # of training, rows × columns, normalised
     most: int,  # bins of a column
 ) -> tuple[nn.Module, int]:
     "Return piecewise linear encoding of the columns, and how many features it gives."
-    weights, biases = [], []
-    for j, column in enumerate(numbers.T):
-        edges = np.unique(np.quantile(column, np.linspace(0, 1, most + 1)))
-        if len(np.unique(column)) <= most:
-            edges = np.unique(column)
-        width = np.diff(edges)
-        rows = np.zeros((len(width), numbers.shape[1]))
-        rows[:, j] = 1 / width
-        weights.append(rows)
-        biases.append(-edges[:-1] / width)
-    layer = nn.Linear(numbers.shape[1], sum(map(len, biases)))
+    columns = numbers.shape[1]
+    most = max(2, min(most, _STEPS // columns))
+    scales, biases = [], []
+    for column in numbers.T:
+        edges = np.unique(column)
+        if len(edges) > most:
+            edges = np.unique(np.quantile(column, np.linspace(0, 1, most + 1)))
+        scales.append(1 / np.diff(edges))
+        biases.append(-edges[:-1] / np.diff(edges))
+    make = _one_matrix if columns * sum(map(len, biases)) <= _DENSE else _by_column
+    return make(scales, biases)
+
+
+def _one_matrix(scales: list[np.ndarray], biases: list[np.ndarray]) -> tuple[nn.Module, int]:
+    "Return the encoding as one linear layer, whose size is columns times features."
+    layer = nn.Linear(len(scales), sum(map(len, scales)))
     layer.requires_grad_(False)
-    layer.weight.copy_(torch.tensor(np.concatenate(weights)))
+    index = np.repeat(np.arange(len(scales)), [len(s) for s in scales])
+    layer.weight.zero_()
+    layer.weight[torch.arange(len(index)), torch.tensor(index)] = torch.tensor(np.concatenate(scales)).float()
     layer.bias.copy_(torch.tensor(np.concatenate(biases)))
     return nn.Sequential(layer, nn.Hardtanh(0, 1)), layer.out_features
+
+
+def _by_column(scales: list[np.ndarray], biases: list[np.ndarray]) -> tuple[nn.Module, int]:
+    "Return the encoding as a convolution with a group for each column, whose size is that of the features."
+    columns, bins = len(scales), max(map(len, scales))
+    layer = nn.Conv1d(columns, columns * bins, 1, groups=columns).requires_grad_(False)
+    padded = [np.stack([np.pad(v, (0, bins - len(v))) for v in side]) for side in (scales, biases)]
+    layer.weight.copy_(torch.tensor(padded[0]).reshape(-1, 1, 1))
+    layer.bias.copy_(torch.tensor(padded[1]).reshape(-1))
+    steps = nn.Sequential(nn.Unflatten(1, (columns, 1)), layer, nn.Flatten(), nn.Hardtanh(0, 1))
+    return steps, columns * bins
 
 
 def _dropout(rows: int, classes: bool) -> float:

@@ -6,16 +6,15 @@
 __all__ = ['read_table', 'to_frame', 'type_of']
 
 # %% ../../nbs/preprocess/05_columns.ipynb #46f84261
-import re
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from ..config import Settings, listed
 from ..delimited import name_columns, to_text
-from ..inference.tabular import is_missing
+from .column_types import EXACT, read_columns
 from .source import DataError, look, table_of
 from ..tables import Table
 
@@ -23,17 +22,12 @@ from ..tables import Table
 _SKLEARN = ("breast_cancer", "diabetes", "iris", "wine")
 
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-
-
-_CODE = re.compile(r"-?0\d")
-
-
 def read_table(
     source: str | pd.DataFrame,  # file, sklearn:wine, kaggle:owner/dataset/train.csv
     settings: Settings,  # `kaggle.input` is used
 ) -> pd.DataFrame:
     "Return the table with columns of float64, int64, bool, datetime64 or text; raise `DataError`."
+    separator = ""
     if isinstance(source, pd.DataFrame):
         columns, notes = _from_frame(source)
     elif source.startswith("sklearn:"):
@@ -44,14 +38,36 @@ def read_table(
             names = listed([p.name for p in found.tables]) or "no table"
             raise DataError(f"{source!r} holds {names}; give the file that is meant")
         table = table_of(found.table, settings.data)
-        columns, notes = dict(to_frame(table).items()), table.notes
+        columns, notes = dict(to_frame(table).items()), list(table.notes)
+        separator = table.separator
     rows = max(map(len, columns.values()), default=0)
     if rows == 0 or len(columns) < 2:
         size = f"{rows} rows and {len(columns)} columns"
         raise DataError(f"{_called(source)} has {size}; rows with a target and more are needed")
-    frame = pd.DataFrame({n: _typed(values) for n, values in columns.items()}, index=range(rows))
+    return _with_types(columns, notes, separator)
+
+
+def _with_types(columns: Mapping[str, pd.Series], notes: list[str], separator: str) -> pd.DataFrame:
+    "Return the table of columns with their types; its `attrs` say how they were read."
+    typed = {n: _typed(values.reset_index(drop=True)) for n, values in columns.items()}
+    text = {n: v for n, v in typed.items() if type_of(v) == "text"}
+    others = any(v.isna().any() for n, v in typed.items() if n not in text)
+    read = read_columns(text, separator, others)
+    for name, values in typed.items():
+        if type_of(values) == "date" and (lost := int((values.isna() & columns[name].notna().to_numpy()).sum())):
+            notes.append(f"{name}: missing: {lost} dates outside of 1678 to 2261")
+    notes += [f"{n}: {note}" for n, r in read.items() for note in r.notes]
+    found = {n: read[n].values if n in read else v for n, v in typed.items()}
+    frame = pd.DataFrame({n: _with_nan(v) for n, v in found.items()})
     frame.attrs["notes"] = tuple(notes)
+    frame.attrs["rules"] = {n: fields for n, r in read.items() if (fields := r.rule.fields())}
+    frame.attrs["mixed"] = [n for n, r in read.items() if r.mixed]
     return frame
+
+
+def _with_nan(values: pd.Series) -> pd.Series:
+    "Return the column with gaps as fastai knows them."
+    return values.where(values.notna(), np.nan) if values.dtype == object else values
 
 
 def to_frame(
@@ -109,71 +125,55 @@ def _from_sklearn(source: str) -> pd.DataFrame:
 
 
 def _typed(values: pd.Series) -> pd.Series:
-    values = values.reset_index(drop=True)
+    "Return a column of the type that its values have; text stays text."
     if pd.api.types.is_datetime64_any_dtype(values.dtype):
         return _as_dates(values)
     if pd.api.types.is_bool_dtype(values.dtype):
-        return _whole(values.astype(object).where(values.notna(), np.nan), bool)
+        return _as_flags(values)
     if pd.api.types.is_numeric_dtype(values.dtype):
         return _as_numbers(values)
     some = values.dropna()
     if all(isinstance(v, str) for v in some):
-        return _from_text(values)
+        return values.astype(object).where(values.notna(), None)
     if all(isinstance(v, bool) for v in some):
-        return _whole(values.astype(object).where(values.notna(), np.nan), bool)
+        return _as_flags(values)
     for read in (_as_numbers, _as_dates):  # Decimal, datetime.date
         try:
             return read(values)
         except (TypeError, ValueError):
             continue
-    return values.map(str, na_action="ignore").astype(object)
+    return values.map(_text, na_action="ignore").astype(object)
+
+
+def _text(value: Any) -> str | None:
+    return to_text(value) or None
+
+
+def _as_flags(values: pd.Series) -> pd.Series:
+    whole = values.notna().all()
+    return values.astype(bool) if whole else values.astype(object).where(values.notna(), np.nan)
 
 
 def _as_numbers(values: pd.Series) -> pd.Series:
-    numbers = values.astype("float64").replace([np.inf, -np.inf], np.nan)
-    exact = pd.api.types.is_integer_dtype(values.dtype) and values.notna().all()
-    return values.astype("int64") if exact else numbers
+    "Return numbers as float64 or int64; whole ones that a float does not keep apart as text."
+    some = values.dropna()
+    kinds = {type(v) for v in some} if values.dtype == object else set()
+    if kinds & {str, bool}:
+        raise TypeError("these are no numbers alone")
+    whole = pd.api.types.is_integer_dtype(values.dtype) or kinds == {int}
+    if whole and len(some) and max(int(some.max()), -int(some.min())) > EXACT:
+        return values.map(lambda v: str(int(v)), na_action="ignore").astype(object)
+    if whole and len(some) == len(values):
+        return values.astype("int64")
+    return values.astype("float64").replace([np.inf, -np.inf], np.nan)
 
 
 def _as_dates(values: pd.Series) -> pd.Series:
+    "Return dates in UTC and nanoseconds; those that are beyond them are missing."
     dates = pd.to_datetime(values, utc=True, format="ISO8601" if values.dtype == object else None)
-    return dates.dt.tz_localize(None).astype("datetime64[ns]")  # Elapsed counts in these
-
-
-def _whole(values: pd.Series, kind: type) -> pd.Series:
-    return values.astype(kind) if values.notna().all() else values
-
-
-def _from_text(values: pd.Series) -> pd.Series:
-    text = values.astype(object).where(values.notna(), np.nan)
-    words = text.map(lambda v: is_missing(v, "number"), na_action="ignore").fillna(True)
-    some = text[~words.astype(bool)].str.strip()
-    if not len(some):
-        return text
-    if set(some.str.lower().unique()) <= {"true", "false"}:
-        flags = some.str.lower().map({"true": True, "false": False})
-        return _whole(
-            flags.reindex(text.index).astype(object).where(~words.astype(bool), np.nan), bool
-        )
-    if not some.str.match(_CODE).any():
-        numbers = pd.to_numeric(some, errors="coerce").replace([np.inf, -np.inf], np.nan)
-        if numbers.notna().all():
-            whole = numbers.reindex(text.index)
-            return (
-                whole.astype("int64")
-                if len(some) == len(text) and _exact(some)
-                else whole.astype(float)
-            )
-    if some.str.match(_DATE).all():
-        try:
-            return _as_dates(some).reindex(text.index)
-        except ValueError:
-            return text
-    return text
-
-
-def _exact(some: pd.Series) -> bool:
-    return bool(some.str.fullmatch(r"[+-]?\d{1,15}").all())
+    dates = dates.dt.tz_localize(None)
+    held = dates.dt.year.between(1678, 2261)
+    return dates.where(held, pd.NaT).astype("datetime64[ns]")  # Elapsed counts in these
 
 
 def type_of(

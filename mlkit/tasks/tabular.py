@@ -28,7 +28,7 @@ from ..model.outputs import ExportError, UnsupportedInput
 from ..model.tabular import learner
 from ..preprocess.columns import _as_dates, read_table, type_of
 from ..preprocess.source import DataError, Source, text_table
-from ..preprocess.tabular import dataloaders, prepared, split
+from ..preprocess.tabular import dataloaders, prepared, split, stand_in
 from ..preprocess.tabular_audit import audit
 from ..preprocess.target import Target, find_target
 from ..preprocess.text_source import MOST, find_columns, has_classes, is_prose, letters
@@ -79,6 +79,7 @@ def input_spec(
             for c in table.cont_names
         ),
         missing=table.origin.missing if hasattr(table, "origin") else "fill",
+        ignored=table.origin.aside if hasattr(table, "origin") else (),
     )
 
 
@@ -111,8 +112,11 @@ def _columns(table: TabularPandas, origin: Mapping, kinds: Mapping[str, str]) ->
     if hasattr(table, "origin"):
         rows = table.origin.rows
         used = {c for c, _ in origin.values()}
+        rules = table.origin.rules
         return tuple(
-            Column(name=c, type=type_of(v), example=_plain(v.dropna().iloc[0]))
+            Column(
+                name=c, type=type_of(v), example=_plain(v.dropna().iloc[0]), fill=_plain(stand_in(v)), **rules.get(c, {})
+            )
             for c, v in rows.items()
             if c in used
         )
@@ -146,7 +150,7 @@ def answers(
 ) -> np.ndarray:
     "Return what `learn` says of the rows, as the graph would."
     spec = input_spec(learn)
-    rows = {c.name: _column([item.get(c.name) for item in items], c.type) for c in spec.columns}
+    rows = {c.name: _column([item.get(c.name) for item in items], c) for c in spec.columns}
     frame = prepared(pd.DataFrame(rows), _NO_TARGET)
     return express.answers(learn, learn.dls.test_dl(frame))
 
@@ -154,11 +158,12 @@ def answers(
 _NO_TARGET = Target((), "classification", ())
 
 
-def _column(values: Sequence[Any], kind: str) -> pd.Series:
-    if kind == "date":
-        return _as_dates(pd.Series(values, dtype=object))
-    gaps = pd.Series([np.nan if v is None else v for v in values], dtype=object)
-    return gaps.astype(float) if kind == "number" else gaps
+def _column(values: Sequence[Any], column: Column) -> pd.Series:
+    filled = pd.Series([column.fill if v is None else v for v in values], dtype=object)
+    if column.type == "date":
+        return _as_dates(filled)
+    gaps = filled.where(filled.notna(), np.nan)
+    return gaps.astype(float) if column.type == "number" else gaps
 
 
 def _decoded(dataset: TabularPandas) -> pd.DataFrame:
