@@ -6,6 +6,7 @@
 __all__ = ['is_amount', 'Target', 'to_label', 'find_target', 'held_by', 'parts_of', 'names_of']
 
 # %% ../../nbs/preprocess/05_target.ipynb #9b82f4d1
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,26 +20,31 @@ from .columns import type_of
 from .source import DataError
 
 # %% ../../nbs/preprocess/05_target.ipynb #db54d5c1
-_MOST_CLASSES = 20
+_MOST_CLASSES, _FEW = 20, 5  # different numbers; rows of one of them
+_CLASSES = re.compile(r"(^|[_. ])(class|status|type|group|category|cluster|label)$", re.I)
+_AMOUNTS = re.compile(r"(^|[_. ])(score|count)s?$", re.I)
 
 
 def is_amount(
     values: pd.Series,  # numbers, without gaps
+    name: str = "",  # of the column
 ) -> bool:
     "Return whether numbers are an amount (a count, a score, a measure) rather than the numbers of classes."
     if (values != values.round()).any():
         return True
     counts = values.value_counts().sort_index()
     kinds = len(counts)
-    if kinds > _MOST_CLASSES:
-        return True
+    if kinds > _MOST_CLASSES or kinds < 4 or _CLASSES.search(name):
+        return kinds > _MOST_CLASSES
     thins_out = (
         values.min() in (0, 1)
         and counts.iloc[-1] * 5 < counts.iloc[:2].max()
         and values.skew() > 0.5
     )
     gathers = counts.max() > 5 * max(min(counts.iloc[0], counts.iloc[-1]), 1)
-    return (kinds >= 5 and thins_out) or (kinds >= 8 and gathers)
+    rare = 2 * (counts < _FEW).sum() >= kinds
+    named = _AMOUNTS.search(name) is not None
+    return rare or (kinds >= 5 and (thins_out or named)) or (kinds >= 8 and gathers)
 
 # %% ../../nbs/preprocess/05_target.ipynb #717cc5cf
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def _inferred_kind(frame: pd.DataFrame, targets: tuple[str, ...]) -> tuple[str, 
     if kind in ("text", "boolean"):
         return "classification", f"classification: {name} holds {count} different values of {kind}"
     numbers = values.astype(float)
-    if not is_amount(numbers):
+    if not is_amount(numbers, name):
         other = "; data.task=table-regression learns them as numbers" if count > 2 else ""
         return (
             "classification",
