@@ -184,9 +184,12 @@ def image_examples(
     ways = (_of_table,) if not found.root.is_dir() else _WAYS.get(settings.data.task, _ALL)
     if settings.data.label_pattern and found.images:
         ways = (_of_names,)
-    examples = next(filter(None, (way(found, settings) for way in ways)), None)
+    tried = ((way, way(found, settings)) for way in ways)
+    way, examples = next((t for t in tried if t[1]), (None, None))
     if examples is None:
         return None
+    if way is _of_tables:  # one of them was read
+        found = replace(found, tables=found.tables[1:])
     listed, alike = one_spelling(examples.examples)
     if found.root.is_dir() and not any(e.group or e.time for e in listed):
         listed = grouped(listed, settings.data)
