@@ -1253,6 +1253,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlkit/inference/predictor.py'),
                                            'mlkit.inference.predictor.Predictor.question': ( 'inference/predictor.html#predictor.question',
                                                                                              'mlkit/inference/predictor.py'),
+                                           'mlkit.inference.predictor.Predictor.rehearse': ( 'inference/predictor.html#predictor.rehearse',
+                                                                                             'mlkit/inference/predictor.py'),
                                            'mlkit.inference.predictor.Predictor.rows': ( 'inference/predictor.html#predictor.rows',
                                                                                          'mlkit/inference/predictor.py'),
                                            'mlkit.inference.predictor._graph': ( 'inference/predictor.html#_graph',

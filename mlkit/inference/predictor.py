@@ -6,6 +6,7 @@
 __all__ = ['GRAPHS', 'READERS', 'Predictor', 'difference']
 
 # %% ../../nbs/inference/09_predictor.ipynb #db6ab61a
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -155,6 +156,11 @@ class Predictor:
             if not off <= _OFF[self.precision]:
                 said = f"the answer to {golden.file} is off by {off:.2g}, {_OFF[self.precision]} is allowed"
                 raise BundleError(f"{self.folder}: {said}", [golden.file])
+
+    def rehearse(self) -> None:
+        "Do as `check_golden`, which it is called now; the old name works until 1.0."
+        warnings.warn("Predictor.rehearse is now check_golden", DeprecationWarning, stacklevel=2)
+        self.check_golden()
 
     def digest(
         self,
