@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -185,6 +185,14 @@ class _Text(_Records):
             raise TableError(self._not(e, line)) from e
         except csv.Error as e:
             raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
+        finally:
+            _let_go(text)
+
+
+def _let_go(text: io.TextIOWrapper) -> None:
+    "Leave what is below to whoever opened it."
+    with suppress(ValueError):  # it is closed already
+        text.detach()
 
 # %% ../nbs/07_table_formats.ipynb #9757ac00
 def _cell(value: Any) -> str:
@@ -310,11 +318,12 @@ class _Json:
     def rows(self, raw: BinaryIO) -> Iterator[Row]:
         "Yield the rows."
         text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors)
-        for line, row in self._parsed(text):
-            yield (
-                line,
-                {self.own.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row,
-            )
+        try:
+            for line, row in self._parsed(text):
+                own = isinstance(row, dict)
+                yield line, {self.own.get(k, k): v for k, v in row.items()} if own else row
+        finally:
+            _let_go(text)
 
     def whole(self, raw: BinaryIO, most: int | None) -> Table:
         "Return the table; raise `TableError` naming the lines that are no objects."
