@@ -124,7 +124,8 @@ class DataSettings(_Section):
     )
     min_examples: int = Field(5, ge=2, description="fewest examples that a class may have")
     rare: Literal["refuse", "other", "drop"] = Field(
-        "refuse", description="classes of a table with fewer: refuse, put together as other, or drop"
+        "refuse",
+        description="classes of a table with fewer: refuse, put together as other, or drop",
     )
     batch_size: int = Field(0, ge=0, description="examples in a batch; 0 = chosen for the data")
     workers: int = Field(

@@ -50,7 +50,10 @@ class Metrics:
         self.batch = histogram("mlkit_batch_size", "Inputs in a forward pass", _BATCHES, "model")
         self.rejected = counter("mlkit_rejected", "Refused requests", "reason")
         self.noted = counter(
-            "mlkit_row_notes", "Cells of rows that were filled, or hold a word never seen", "what", "model"
+            "mlkit_row_notes",
+            "Cells of rows that were filled, or hold a word never seen",
+            "what",
+            "model",
         )
         self.swaps = counter("mlkit_swaps", "Versions taken in or refused", "model", "outcome")
         self.in_flight = gauge("mlkit_in_flight", "Requests begun and not answered")

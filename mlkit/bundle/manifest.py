@@ -88,8 +88,12 @@ class NumberForm(_Part):
     "How the numbers of a column are written where they are text."
 
     decimal: Literal[".", ","] = "."
-    thousands: Literal["", ",", ".", " ", "'", "_"] = Field("", description="between groups of digits")
-    marks: tuple[str, ...] = Field((), description="currency, unit or % that may stand beside a number")
+    thousands: Literal["", ",", ".", " ", "'", "_"] = Field(
+        "", description="between groups of digits"
+    )
+    marks: tuple[str, ...] = Field(
+        (), description="currency, unit or % that may stand beside a number"
+    )
 
 
 class Column(_Part):
@@ -150,7 +154,6 @@ class TableInput(_Part):
     ignored: tuple[str, ...] = Field(
         (), description="columns of the training table that a row may hold and that are not read"
     )
-
 
 # %% ../../nbs/bundle/01_manifest.ipynb #01c23ed9
 class TextInput(_Part):

@@ -166,7 +166,11 @@ def _noted(done: "Done") -> str:
         "words that training never had": done.unseen,
         "missing for the first time, filled with the training median": done.filled,
     }
-    found = [f"{what}: {', '.join(f'{c} ({n:,})' for c, n in counts.items())}" for what, counts in said.items() if counts]
+    found = [
+        f"{what}: {', '.join(f'{c} ({n:,})' for c, n in counts.items())}"
+        for what, counts in said.items()
+        if counts
+    ]
     return "".join(f"; {one}" for one in found)
 
 # %% ../../nbs/cli/06_predict.ipynb #b2fdbfeb

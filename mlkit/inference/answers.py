@@ -18,7 +18,9 @@ from ..bundle.manifest import Manifest
 from .masks import areas, at_size, to_png
 
 # %% ../../nbs/inference/06_answers.ipynb #f6d12223
-Notes = dict[str, list[str]] | None  # of a row: columns that were filled, whose word is unseen, that were ignored
+Notes = (
+    dict[str, list[str]] | None
+)  # of a row: columns that were filled, whose word is unseen, that were ignored
 
 
 @dataclass(frozen=True)

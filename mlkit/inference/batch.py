@@ -154,8 +154,12 @@ class Done:
     seconds: float = 0.0  # of this try
     size: int = 0  # bytes of the CSV, or pieces of the Parquet file
     marks: str = hashlib.sha256().hexdigest()  # of the inputs that the rows answer
-    filled: dict[str, int] = field(default_factory=dict)  # column → rows in which the median stands in
-    unseen: dict[str, int] = field(default_factory=dict)  # column → rows with a word that training never had
+    filled: dict[str, int] = field(
+        default_factory=dict
+    )  # column → rows in which the median stands in
+    unseen: dict[str, int] = field(
+        default_factory=dict
+    )  # column → rows with a word that training never had
 
     def count(
         self,

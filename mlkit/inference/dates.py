@@ -45,7 +45,7 @@ _PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 DATE_PARTS = (*_PARTS, "Elapsed")
 
-
+# %% ../../nbs/inference/01_dates.ipynb #526e4d45
 def date_part(
     dates: np.ndarray,  # datetime64
     part: str,  # one of `DATE_PARTS`
@@ -85,16 +85,23 @@ def _time(text: str) -> timedelta | None:
     if not found or not found["h"]:
         return None if not found else timedelta()
     hour, noon, zone = int(found["h"]), (found["noon"] or "").lower()[:1], found["zone"] or "Z"
-    if hour > 24 or int(found["m"]) > 59 or int(found["s"] or 0) > 60 or (noon and not 0 < hour < 13):
+    if (
+        hour > 24
+        or int(found["m"]) > 59
+        or int(found["s"] or 0) > 60
+        or (noon and not 0 < hour < 13)
+    ):
         return None
     hour = hour % 12 + 12 * (noon == "p") if noon else hour
     off = timedelta()
     if zone[0] in "+-":
         digits = zone[1:].replace(":", "")
-        off = timedelta(hours=int(digits[:2]), minutes=int(digits[2:])) * (1 if zone[0] == "+" else -1)
+        off = timedelta(hours=int(digits[:2]), minutes=int(digits[2:])) * (
+            1 if zone[0] == "+" else -1
+        )
     return timedelta(hours=hour, minutes=int(found["m"]), seconds=int(found["s"] or 0)) - off
 
-
+# %% ../../nbs/inference/01_dates.ipynb #be7bcb82
 def _year(text: str) -> int:
     return int(text) if len(text) != 2 else int(text) + (2000 if int(text) < 30 else 1900)
 
@@ -126,23 +133,28 @@ _WORDED = re.compile(
     re.I | re.S,
 )
 
-
+# %% ../../nbs/inference/01_dates.ipynb #697c8c5b
 def _month(name: str) -> int:
     "Return the number of a month in any of seven languages, whole or cut to three or four letters; 0 for another word."
     name = name.lower()
     short = len(name) in (3, 4)
     places = (
-        i for i, names in enumerate(_NAMES, 1) if any(n == name or (short and n.startswith(name)) for n in names)
+        i
+        for i, names in enumerate(_NAMES, 1)
+        if any(n == name or (short and n.startswith(name)) for n in names)
     )
     return next(places, 0)
 
-
+# %% ../../nbs/inference/01_dates.ipynb #7b476193
 def _worded(text: str) -> datetime | None:
     "Return a date whose month is a word."
     found = _WORDED.fullmatch(_WEEKDAY.sub("", text, count=1))
     if not found or not (month := _month(found["name"])):
         return None
-    clock, numbers = _time(found["clock"] or ""), [n for n in (found["a"], found["b"], found["c"]) if n]
+    clock, numbers = (
+        _time(found["clock"] or ""),
+        [n for n in (found["a"], found["b"], found["c"]) if n],
+    )
     if clock is None or not 1 <= len(numbers) <= 2:
         return None
     if len(numbers) == 1:
@@ -152,7 +164,9 @@ def _worded(text: str) -> datetime | None:
     return datetime(_year(year), month, int(day)) + clock
 
 # %% ../../nbs/inference/01_dates.ipynb #8f7b8b5e
-_DIGITS = re.compile(r"(\d{1,4})([-/. ])\s?(\d{1,2})\2\s?(\d{1,4})\.?(?P<clock>(?:[T,\s].*)?)", re.S)
+_DIGITS = re.compile(
+    r"(\d{1,4})([-/. ])\s?(\d{1,2})\2\s?(\d{1,4})\.?(?P<clock>(?:[T,\s].*)?)", re.S
+)
 
 
 _SHORT = (
@@ -173,7 +187,7 @@ def _short(text: str) -> datetime | None:
     month = int(found["m"]) if found.get("m") else 3 * int(found["q"]) - 2
     return datetime(_year(found["y"]), month, int(found.get("d") or 1))
 
-
+# %% ../../nbs/inference/01_dates.ipynb #7210bd45
 def _numeric(text: str, order: str) -> datetime | None:
     "Return a date of three numbers."
     found = _DIGITS.fullmatch(text)
@@ -194,7 +208,11 @@ def read_date(
     "Return the date, in UTC; None where it is none."
     text = text.strip()
     try:
-        return to_date(text) if text[:4].isdecimal() and text[4:5] == "-" and len(text) > 9 else _numeric(text, order) or _short(text) or _worded(text)
+        return (
+            to_date(text)
+            if text[:4].isdecimal() and text[4:5] == "-" and len(text) > 9
+            else _numeric(text, order) or _short(text) or _worded(text)
+        )
     except (ValueError, OverflowError):
         return None
 
@@ -204,9 +222,16 @@ def find_order(
     day_first: bool = False,  # whether the file writes dates, or numbers, as most of the world does
 ) -> tuple[str, dict[str, datetime], bool]:
     "Return the order, the dates among the cells, and whether it is beyond doubt."
-    first = ("dmy", "mdy") if day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells) else ("mdy", "dmy")
+    first = (
+        ("dmy", "mdy")
+        if day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells)
+        else ("mdy", "dmy")
+    )
     doubt = any(re.match(r"\d{1,2}[-/. ]\s?\d{1,2}[-/. ]", c) for c in cells)
-    read = {o: {c: d for c in cells if (d := read_date(c, o))} for o in ((*first, "ymd") if doubt else first[:1])}
+    read = {
+        o: {c: d for c in cells if (d := read_date(c, o))}
+        for o in ((*first, "ymd") if doubt else first[:1])
+    }
     counts = {o: sum(cells[c] for c in dates) for o, dates in read.items()}
     best = max(counts, key=lambda o: counts[o])
     sure = not any(counts[o] == counts[best] and read[o] != read[best] for o in read if o != best)

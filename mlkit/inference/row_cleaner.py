@@ -36,9 +36,13 @@ def _to_flag(text: str, column: Column, *, typed: bool) -> Any:
     "Return true or false, None for nothing, or the text as it is."
     if typed and column.form is None:
         return text
-    return None if is_missing(text, "boolean") else {"true": True, "false": False}.get(text.strip().lower(), text)
+    return (
+        None
+        if is_missing(text, "boolean")
+        else {"true": True, "false": False}.get(text.strip().lower(), text)
+    )
 
-
+# %% ../../nbs/inference/02_row_cleaner.ipynb #1839783f
 def _to_day(text: str, column: Column, *, typed: bool) -> Any:
     "Return the date as ISO 8601, None for nothing and where a clock of nanoseconds ends, or the text as it is."
     if (column.order or not typed) and is_missing(text, "date"):
@@ -83,7 +87,9 @@ def _plain(value: Any) -> Any:
         return value.isoformat() if value == value else None
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    return _plain(value.item()) if hasattr(value, "item") and not hasattr(value, "__len__") else value
+    return (
+        _plain(value.item()) if hasattr(value, "item") and not hasattr(value, "__len__") else value
+    )
 
 # %% ../../nbs/inference/02_row_cleaner.ipynb #fe82dcf7
 class RowCleaner:
@@ -101,7 +107,9 @@ class RowCleaner:
 
     def _reader(self, column: Column, *, typed: bool) -> Callable[[str], Any]:
         if column.type == "text":
-            return partial(_to_word, words=self.words.get(column.name, {}), gaps=frozenset(column.gaps))
+            return partial(
+                _to_word, words=self.words.get(column.name, {}), gaps=frozenset(column.gaps)
+            )
         read = {"number": _to_number, "boolean": _to_flag, "date": _to_day}[column.type]
         return partial(read, column=column, typed=typed)
 
@@ -122,7 +130,11 @@ class RowCleaner:
                 cleaned[name] = read(value) if read else value
             else:
                 cleaned[name] = value if type(value) in (int, bool) else _plain(value)
-                if read and type(cleaned[name]) in (int, float, str) and self.columns[name].type in ("text", "date"):
+                if (
+                    read
+                    and type(cleaned[name]) in (int, float, str)
+                    and self.columns[name].type in ("text", "date")
+                ):
                     cleaned[name] = self._known(name, cleaned[name])
         if ignored:
             cleaned.ignored = tuple(ignored)

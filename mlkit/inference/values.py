@@ -16,13 +16,46 @@ from ..config import listed
 
 # %% ../../nbs/inference/01_values.ipynb #dbc64634
 _NOTHING = {
-    *("", "?", "??", "-", "--", "---", ".", "..", "...", "*", "—", "–", "…", "na", "n/a", "n.a.", "nan", "-nan", "null"),
-    *("(null)", "none", "nil", "<na>", "#n/a", "#na", "#null!", "#div/0!", "#value!", "#num!", "#ref!", "\\n"),
+    *(
+        "",
+        "?",
+        "??",
+        "-",
+        "--",
+        "---",
+        ".",
+        "..",
+        "...",
+        "*",
+        "—",
+        "–",
+        "…",
+        "na",
+        "n/a",
+        "n.a.",
+        "nan",
+        "-nan",
+        "null",
+    ),
+    *(
+        "(null)",
+        "none",
+        "nil",
+        "<na>",
+        "#n/a",
+        "#na",
+        "#null!",
+        "#div/0!",
+        "#value!",
+        "#num!",
+        "#ref!",
+        "\\n",
+    ),
     *("0000-00-00", "0000-00-00 00:00:00", "00/00/0000", "00.00.0000"),
     *(f"{sign}{word}" for sign in ("", "+", "-") for word in ("inf", "infinity", "∞")),
 }
 
-
+# %% ../../nbs/inference/01_values.ipynb #43183210
 def is_missing(
     text: str,  # of a cell
     kind: str,  # of the column, as a manifest names it
@@ -76,7 +109,9 @@ def taken_apart(
     if len(signs) > 1:
         return None
     sign = "-" if signs and signs[0] in "-(" else ""
-    return Written(sign, found["digits"], (found["exponent"] or "").lower().replace("d", "e"), before or after)
+    return Written(
+        sign, found["digits"], (found["exponent"] or "").lower().replace("d", "e"), before or after
+    )
 
 # %% ../../nbs/inference/01_values.ipynb #091eed90
 _GROUPS = {
@@ -97,7 +132,7 @@ def _value(written: Written, form: NumberForm) -> float | None:
     number = float(f"{written.sign}{whole or 0}.{rest or 0}{written.exponent}")
     return number if abs(number) < float("inf") else None
 
-
+# %% ../../nbs/inference/01_values.ipynb #e9ce8e5e
 def read_number(
     text: str,  # that is not missing
     form: NumberForm,
@@ -138,8 +173,14 @@ def find_numbers(
     "Return the numbers among the cells, in the form that reads most of them."
     written = {c: w for c in cells if (w := taken_apart(c))}
     marks = _marks(written, cells)
-    fit = {c: w for c, w in written.items() if w.mark in marks or (not w.mark and (_free(marks) or not w.digits.strip("0.,")))}
-    first, second = (_COMMAS, _POINTS) if comma or (comma is None and separated) else (_POINTS, _COMMAS)
+    fit = {
+        c: w
+        for c, w in written.items()
+        if w.mark in marks or (not w.mark and (_free(marks) or not w.digits.strip("0.,")))
+    }
+    first, second = (
+        (_COMMAS, _POINTS) if comma or (comma is None and separated) else (_POINTS, _COMMAS)
+    )
     order = [*first, *second] if comma or not separated else [_POINTS[0], *_COMMAS, *_POINTS[1:]]
     there = {c for w in fit.values() for c in w.digits}
     tried = []
@@ -155,7 +196,7 @@ def find_numbers(
     sure = form.decimal == "," and count > best_point and count >= 0.9 * total
     return Numbers(kept, values, others, count / max(total, 1), not rivals, sure)
 
-
+# %% ../../nbs/inference/01_values.ipynb #c50f882a
 def _marks(written: Mapping[str, Written], cells: Mapping[str, int]) -> set[str]:
     "Return the one mark that most cells have, in all of its spellings; nothing is one too."
     counts = Counter()
@@ -164,7 +205,9 @@ def _marks(written: Mapping[str, Written], cells: Mapping[str, int]) -> set[str]
             counts[w.mark.lower()] += cells[cell]
     if not counts:
         return {""}
-    most = max(counts, key=lambda m: (counts[m] * (1 + is_currency(m)), m))  # a sign of money may be left out
+    most = max(
+        counts, key=lambda m: (counts[m] * (1 + is_currency(m)), m)
+    )  # a sign of money may be left out
     return {w.mark for w in written.values() if w.mark.lower() == most}
 
 

@@ -52,7 +52,9 @@ def _one_matrix(scales: list[np.ndarray], biases: list[np.ndarray]) -> tuple[nn.
     layer.requires_grad_(False)
     index = np.repeat(np.arange(len(scales)), [len(s) for s in scales])
     layer.weight.zero_()
-    layer.weight[torch.arange(len(index)), torch.tensor(index)] = torch.tensor(np.concatenate(scales)).float()
+    layer.weight[torch.arange(len(index)), torch.tensor(index)] = torch.tensor(
+        np.concatenate(scales)
+    ).float()
     layer.bias.copy_(torch.tensor(np.concatenate(biases)))
     return nn.Sequential(layer, nn.Hardtanh(0, 1)), layer.out_features
 

@@ -18,7 +18,6 @@ import pandas as pd
 from ..bundle.manifest import NumberForm
 from ..inference.dates import find_order, is_storable, read_date
 from mlkit.inference.values import (
-    Numbers,
     find_numbers,
     is_missing,
     named,
@@ -38,7 +37,11 @@ class Rule:
     def fields(self) -> dict[str, Any]:
         "Return what a manifest says of it, for `Column`."
         form = self.form and self.form.model_dump()
-        return {k: v for k, v in {"form": form, "order": self.order, "gaps": [*self.gaps]}.items() if v not in (None, [])}
+        return {
+            k: v
+            for k, v in {"form": form, "order": self.order, "gaps": [*self.gaps]}.items()
+            if v not in (None, [])
+        }
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Hints:
     day_first: bool = False
     comma: bool | None = None  # whether its decimal mark is one
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #9086b659
 @dataclass(frozen=True)
 class Reading:
     "A column that was read from text."
@@ -66,7 +69,11 @@ class Reading:
 _CODE = re.compile(r"[-+]?0\d")
 
 
-_PANDAS = {*"#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")}
+_PANDAS = {
+    *"#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split(
+        "|"
+    )
+}
 # these a caller's pandas makes NaN of; other marks make text of the numbers around them
 
 
@@ -83,7 +90,7 @@ def _as_codes(text: pd.Series, numbers: pd.Series) -> str:
         return "have more digits than a float keeps"
     return ""
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #9e9453e7
 def _plain(text: pd.Series, numbers: pd.Series, gaps: Counter) -> Reading:
     "Return the reading of a column in which each cell is a number or a mark for nothing."
     if why := _as_codes(text, numbers):
@@ -108,8 +115,10 @@ def _iso(text: pd.Series, gaps: Counter) -> Reading | None:
         return None
     return Reading(values, Rule(order="ymd" if _odd(gaps) else None), gaps=frozenset(gaps))
 
-
-def _dates(text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hints) -> Reading | None:
+# %% ../../nbs/preprocess/04_column_types.ipynb #430300f2
+def _dates(
+    text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hints
+) -> Reading | None:
     "Return the reading as dates, None where nine of ten cells are none."
     order, dates, sure = find_order(cells, hints.day_first or bool(hints.comma))
     total, count = sum(cells.values()), sum(cells[c] for c in dates)
@@ -120,16 +129,20 @@ def _dates(text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hint
         return Reading(text, notes=(_stay_words(count, total, "dates", others),), mixed=True)
     beyond = {c: cells[c] for c, d in dates.items() if not is_storable(d)}
     if sum(beyond.values()) > count / 2:
-        return Reading(text, notes=(f"read as words: dates outside of 1678 to 2261: {named(beyond)}",))
+        return Reading(
+            text, notes=(f"read as words: dates outside of 1678 to 2261: {named(beyond)}",)
+        )
     known = {c: np.datetime64(d, "ns") for c, d in dates.items() if c not in beyond}
     values = text.map(known).astype("datetime64[ns]")
     notes = _said_of_dates(dates, order, sure)
     notes += [f"missing: {named(beyond)}, dates outside of 1678 to 2261"] if beyond else []
     iso = all(re.match(r"\d{4}-\d\d-\d\d", c) for c in dates)
     rule = Rule(order=None if iso and not _odd(gaps) else order)
-    return Reading(values, rule, tuple(notes), frozenset(gaps), Hints(day_first=sure and order == "dmy"), sure)
+    return Reading(
+        values, rule, tuple(notes), frozenset(gaps), Hints(day_first=sure and order == "dmy"), sure
+    )
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #6a4cc325
 def _is_season(dates: Mapping[str, object]) -> bool:
     "Return whether 2009/10, 2010/11, … are meant, which are years."
     pairs = [re.fullmatch(r"(\d{4})[-/](\d\d)", c) for c in dates]
@@ -146,7 +159,9 @@ def _said_of_dates(dates: Mapping[str, object], order: str, sure: bool) -> list[
     if all(re.match(r"\d{4}-\d", c) for c in dates):
         return []
     numeric = any(re.match(r"\d{1,2}[-/. ]\s?\d{1,2}[-/. ]", c) for c in dates)
-    first = {"dmy": "day first", "mdy": "month first", "ymd": "year first"}[order] if numeric else ""
+    first = (
+        {"dmy": "day first", "mdy": "month first", "ymd": "year first"}[order] if numeric else ""
+    )
     said = f"read as dates{', ' + first if first else ''}: {shown!r} is {dates[shown]:%Y-%m-%d}"
     if not sure:
         said += "; no day beyond 12 says so: write ISO 8601 (2004-03-01) if the other is meant"
@@ -157,7 +172,9 @@ def _stay_words(count: int, total: int, what: str, others: Mapping[str, int]) ->
     return f"{count} of {total} cells are {what}; these are not: {named(others)}; so it is read as words: clear or mend them"
 
 # %% ../../nbs/preprocess/04_column_types.ipynb #a7055552
-def _written(text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hints) -> Reading | None:
+def _written(
+    text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hints
+) -> Reading | None:
     "Return the reading as numbers, None where nine of ten cells are none in any unit."
     found = find_numbers(cells, hints.comma, hints.separated)
     total = sum(cells.values())
@@ -167,7 +184,9 @@ def _written(text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hi
         said = _stay_words(total - sum(found.others.values()), total, "numbers", found.others)
         return Reading(text, notes=(said,), mixed=True)
     plain = text.map({c: w.digits for c in cells if (w := taken_apart(c)) and not w.mark})
-    if plain.notna().any() and (why := _as_codes(plain.dropna(), text.map(found.values).loc[plain.notna()])):
+    if plain.notna().any() and (
+        why := _as_codes(plain.dropna(), text.map(found.values).loc[plain.notna()])
+    ):
         return Reading(text, notes=(f"read as codes: its numbers {why}",))
     values = text.map(found.values).astype(float)
     if values.notna().all() and (values == values.round()).all() and values.abs().max() < EXACT:
@@ -176,9 +195,11 @@ def _written(text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hi
     if any(c.startswith("(") for c in cells):
         notes.insert(1, "brackets are a minus")
     says = Hints(comma=True if found.comma else None)
-    return Reading(values, Rule(found.form), tuple(filter(None, notes)), frozenset(gaps), says, found.sure)
+    return Reading(
+        values, Rule(found.form), tuple(filter(None, notes)), frozenset(gaps), says, found.sure
+    )
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #76704771
 def _in_units(text: pd.Series, cells: Mapping[str, int], total: int) -> Reading | None:
     "Return the reading of numbers in several units, which stay words and are told."
     units: Counter = Counter()
@@ -193,7 +214,7 @@ def _in_units(text: pd.Series, cells: Mapping[str, int], total: int) -> Reading 
 # %% ../../nbs/preprocess/04_column_types.ipynb #e2559647
 _FLAGS = {"true": True, "false": False}
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #082e47a0
 def read_text(
     text: pd.Series,  # of text, None where there is nothing
     hints: Hints = Hints(),
@@ -209,7 +230,11 @@ def read_text(
     if numbers.isna().all() and {c.lower() for c in rest} <= _FLAGS.keys():
         flags = text.map({c: _FLAGS[c.lower()] for c in rest})
         form = NumberForm() if _odd(gaps) else None
-        values = flags.astype(bool) if flags.notna().all() else flags.astype(object).where(flags.notna(), np.nan)
+        values = (
+            flags.astype(bool)
+            if flags.notna().all()
+            else flags.astype(object).where(flags.notna(), np.nan)
+        )
         return Reading(values, Rule(form), gaps=frozenset(gaps))
     plain = numbers.notna().sum()
     if plain >= 0.9 * (plain + rest.total()):
@@ -223,7 +248,7 @@ def read_text(
         return iso
     return _again(text, hints)
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #21b599d2
 def _promising(rest: Mapping[str, int]) -> set[str]:
     "Return what the first cells could be: dates, numbers."
     first = list(rest)[:200]
@@ -265,7 +290,7 @@ def read_columns(
             found[name] = _without_gaps(read, marks, alone=not marks and not empty)
     return found
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #d2c99bd2
 def _in_thousands(text: pd.Series, read: Reading) -> bool:
     "Return whether all points of a column of numbers could stand between thousands."
     if read.values.dtype != "float64" or read.rule.form not in (None, NumberForm()):
@@ -276,7 +301,7 @@ def _in_thousands(text: pd.Series, read: Reading) -> bool:
 # %% ../../nbs/preprocess/04_column_types.ipynb #be2c96c4
 _ALWAYS = {"nan", "NaN", "<NA>", "#N/A"}  # no words in any language
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #105f40ca
 def _without_gaps(read: Reading, marks: set[str], *, alone: bool) -> Reading:
     "Return a column of words in which the file's marks for nothing are missing values."
     text = read.values
@@ -290,13 +315,20 @@ def _without_gaps(read: Reading, marks: set[str], *, alone: bool) -> Reading:
         gone -= {"NA"}
         notes.append(f"'NA' ({counts['NA']}) is a word, as all others are two capital letters")
     elif "NA" in counts and "NA" not in gone:
-        notes.append(f"'NA' ({counts['NA']}) is a word, as the file's other gaps are written otherwise")
+        notes.append(
+            f"'NA' ({counts['NA']}) is a word, as the file's other gaps are written otherwise"
+        )
     if gone and (text.notna() & ~text.isin(gone)).any():
         notes.append(f"missing: {named({m: counts[m] for m in gone})}")
-        return replace(read, values=text.where(~text.isin(gone), None), rule=Rule(gaps=tuple(sorted(gone))), notes=tuple(notes))
+        return replace(
+            read,
+            values=text.where(~text.isin(gone), None),
+            rule=Rule(gaps=tuple(sorted(gone))),
+            notes=tuple(notes),
+        )
     return replace(read, notes=tuple(notes))
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #660ecd84
 def _are_codes(words: pd.Series) -> bool:
     "Return whether words are codes of two capital letters, as those of countries are."
     return words.nunique() > 2 and bool((words.str.fullmatch("[A-Z]{2}")).mean() > 0.9)

@@ -55,7 +55,9 @@ def _with_types(columns: Mapping[str, pd.Series], notes: list[str], separator: s
     others = any(v.isna().any() for n, v in typed.items() if n not in text)
     read = read_columns(text, separator, others)
     for name, values in typed.items():
-        if type_of(values) == "date" and (lost := int((values.isna() & columns[name].notna().to_numpy()).sum())):
+        if type_of(values) == "date" and (
+            lost := int((values.isna() & columns[name].notna().to_numpy()).sum())
+        ):
             notes.append(f"{name}: missing: {lost} dates outside of 1678 to 2261")
     notes += [f"{n}: {note}" for n, r in read.items() for note in r.notes]
     found = {n: read[n].values if n in read else v for n, v in typed.items()}

@@ -33,7 +33,9 @@ class TabularSplit(Split):
 
     target: Target | None = None
     left_out: dict[str, str] = field(default_factory=dict)  # column → why it is not learned from
-    rules: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # column → how its cells were read
+    rules: dict[str, dict[str, Any]] = field(
+        default_factory=dict, repr=False
+    )  # column → how its cells were read
 
     unit = " rows"
 
@@ -59,7 +61,10 @@ def split(
     train, valid = rows[held == 0], rows[held == 1]
     _check_parts(found, train, valid, how)
     left = found.left_out | _constant(found, train)
-    train, valid = train.drop(columns=[*left], errors="ignore"), valid.drop(columns=[*left], errors="ignore")
+    train, valid = (
+        train.drop(columns=[*left], errors="ignore"),
+        valid.drop(columns=[*left], errors="ignore"),
+    )
     valid, filled = _filled(train, valid)
     target = found.target
     about = {"predicted": "; ".join(target.reasons)}
@@ -67,7 +72,9 @@ def split(
         about["left out"] = "; ".join(f"{c}: {why}" for c, why in left.items())
     if filled:
         named = listed([f"{c} ({n})" for c, n in filled.items()])
-        about["filled"] = f"{named}: missing only among the rows to judge by; the median of the others stands in"
+        about["filled"] = (
+            f"{named}: missing only among the rows to judge by; the median of the others stands in"
+        )
     parts = (train, valid, found.labels, found.fingerprint, found.task, how)
     return TabularSplit(*parts, about=about, target=target, left_out=left, rules=found.rules)
 
@@ -132,7 +139,6 @@ def _constant(found: TabularAudit, train: pd.DataFrame) -> dict[str, str]:
         )
     return dict.fromkeys(same, "it never changes among the rows to learn from")
 
-
 # %% ../../nbs/preprocess/06_tabular.ipynb #d9b053fd
 def _check_parts(found: TabularAudit, train: pd.DataFrame, valid: pd.DataFrame, how: str) -> None:
     own = how.startswith("as the column ")
@@ -186,7 +192,9 @@ class Origin:
     target: Target
     missing: Literal["fill", "refuse"]  # `data.missing`
     aside: tuple[str, ...] = ()  # columns of the table that are not learned from
-    rules: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # column → how its cells were read
+    rules: dict[str, dict[str, Any]] = field(
+        default_factory=dict, repr=False
+    )  # column → how its cells were read
 
 
 def table_batch_size(

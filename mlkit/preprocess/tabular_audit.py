@@ -76,7 +76,9 @@ def useless(
         return f"it names the row: {count} different words in {len(values)} rows"
     if kind == "number" and values.abs().max() > _LARGEST:
         return f"it holds numbers beyond {_LARGEST:g}, whose spread cannot be computed; take logarithms"
-    if kind != "number" or is_time(values, name) or count <= 0.9 * len(values):  # rows may be there twice
+    if (
+        kind != "number" or is_time(values, name) or count <= 0.9 * len(values)
+    ):  # rows may be there twice
         return None
     whole = (values.dropna() == values.dropna().round()).all()
     in_turn = whole and count >= 20 and values.max() - values.min() == count - 1
@@ -132,7 +134,9 @@ class TabularAudit(Audit):
     target: Target
     left_out: dict[str, str]  # column → why it is not learned from
     alone: dict[str, float] = field(repr=False)  # column → what it predicts by itself
-    rules: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # column → how its cells were read
+    rules: dict[str, dict[str, Any]] = field(
+        default_factory=dict, repr=False
+    )  # column → how its cells were read
     notes: tuple[str, ...] = ()
 
     @property
@@ -290,7 +294,9 @@ def _is_trend(frame: pd.DataFrame, name: str, target: Target) -> bool:
     return not values.isna().any() or leakage_score(gaps, name, target) < _GIVEN_AWAY
 
 
-def _with_rare(frame: pd.DataFrame, target: Target, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
+def _with_rare(
+    frame: pd.DataFrame, target: Target, settings: Settings
+) -> tuple[pd.DataFrame, list[str]]:
     "Return the table with its rare classes as `data.rare` says, and a note on it."
     name, how = target.targets[0], settings.data.rare
     if target.kind == "regression" or how == "refuse":
@@ -304,8 +310,14 @@ def _with_rare(frame: pd.DataFrame, target: Target, settings: Settings) -> tuple
     named = listed([f"{label} ({n})" for label, n in few.items()])
     rare, other = labels.isin(few.index), "other" if how == "other" else None
     words = labels.astype(object).where(~rare, other)
-    kept = words if how == "other" else frame[name].where(~rare, None if frame[name].dtype == object else np.nan)
-    return frame.assign(**{name: kept}), [f"{name}: classes with fewer than {settings.data.min_examples} rows are {what}: {named}"]
+    kept = (
+        words
+        if how == "other"
+        else frame[name].where(~rare, None if frame[name].dtype == object else np.nan)
+    )
+    return frame.assign(**{name: kept}), [
+        f"{name}: classes with fewer than {settings.data.min_examples} rows are {what}: {named}"
+    ]
 
 
 def _set_aside(

@@ -115,7 +115,11 @@ def _columns(table: TabularPandas, origin: Mapping, kinds: Mapping[str, str]) ->
         rules = table.origin.rules
         return tuple(
             Column(
-                name=c, type=type_of(v), example=_plain(v.dropna().iloc[0]), fill=_plain(stand_in(v)), **rules.get(c, {})
+                name=c,
+                type=type_of(v),
+                example=_plain(v.dropna().iloc[0]),
+                fill=_plain(stand_in(v)),
+                **rules.get(c, {}),
             )
             for c, v in rows.items()
             if c in used
