@@ -8,12 +8,16 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXCEPTIONS = Path(__file__).with_suffix(".json")  # chapter → cell → which parts of the rule it breaks
+EXCEPTIONS = Path(__file__).with_suffix(
+    ".json"
+)  # chapter → cell → which parts of the rule it breaks
 LONG, LONG_CLASS, SHORT_METHOD, DEFINITIONS, IN_A_ROW = 40, 60, 25, 3, 2
 
 
 def lines_of(text: str) -> int:
-    return sum(bool(line.strip()) and not line.lstrip().startswith("#|") for line in text.splitlines())
+    return sum(
+        bool(line.strip()) and not line.lstrip().startswith("#|") for line in text.splitlines()
+    )
 
 
 def length(node: ast.AST) -> int:
@@ -52,7 +56,9 @@ def breaches(notebook: Path) -> dict[str, list[str]]:
 
 def everywhere() -> dict[str, dict[str, list[str]]]:
     chapters = sorted(ROOT.glob("nbs/**/*.ipynb"))
-    found = {p.relative_to(ROOT).as_posix(): breaches(p) for p in chapters if ".ipynb_" not in str(p)}
+    found = {
+        p.relative_to(ROOT).as_posix(): breaches(p) for p in chapters if ".ipynb_" not in str(p)
+    }
     return {name: cells for name, cells in found.items() if cells}
 
 
@@ -63,7 +69,11 @@ def exceptions() -> dict[str, dict[str, list[str]]]:
 if __name__ == "__main__":
     now = everywhere()
     left = {
-        chapter: {cell: kept for cell, what in cells.items() if (kept := [w for w in what if w in now.get(chapter, {}).get(cell, ())])}
+        chapter: {
+            cell: kept
+            for cell, what in cells.items()
+            if (kept := [w for w in what if w in now.get(chapter, {}).get(cell, ())])
+        }
         for chapter, cells in exceptions().items()
     }
     left = {chapter: cells for chapter, cells in left.items() if cells}

@@ -346,7 +346,12 @@ def test_chapters_keep_their_rule_but_for_a_list_that_only_shrinks() -> None:
     "Short cells of one idea, an example after at most two: what breaks it today stands in tests/chapters.json."
     now, listed = everywhere(), exceptions()
     flat = [
-        {(chapter, cell, what) for chapter, cells in some.items() for cell, whats in cells.items() for what in whats}
+        {
+            (chapter, cell, what)
+            for chapter, cells in some.items()
+            for cell, whats in cells.items()
+            for what in whats
+        }
         for some in (now, listed)
     ]
     assert not flat[0] - flat[1], "new cells obey: fewer lines or definitions, or an example before"

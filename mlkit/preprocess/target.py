@@ -116,8 +116,10 @@ def find_target(
     if kind == "classification":
         return Target(targets, kind, (why, because))
     if words := [t for t in targets if type_of(frame[t]) != "number"]:
+        told = [n for n in frame.attrs.get("notes", ()) if n.startswith(f"{words[0]}: ")]
         raise DataError(
             f"{', '.join(map(repr, words))} cannot be predicted as a number: it is a column of {type_of(frame[words[0]])}"
+            + "".join(f"; {note}" for note in told)
         )
     logs = tuple(_long_tail(frame[t].dropna()) for t in targets)
     tails = [
