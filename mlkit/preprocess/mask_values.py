@@ -65,7 +65,7 @@ class MaskValues:
     @cached_property
     def noisy(self) -> bool:
         "Whether its values look as if they had been blurred."
-        return self.jpeg or len(self.pixels) > 16 and any(127 < v < 255 for v in self.pixels)
+        return self.jpeg or len(self.pixels) > 6 and any(127 < v < 255 for v in self.pixels)
 
     @cached_property
     def two_tone(self) -> bool | None:
@@ -214,7 +214,7 @@ def mask_table(
         raise MaskError(_no_classes(masks, form))
     if form == "color":
         return _by_color(sorted(support), names)
-    return _by_number(support, names)
+    return _by_number(regular, names)
 
 
 def _one_form(masks: Sequence[MaskValues]) -> tuple[list[MaskValues], str]:
@@ -243,13 +243,8 @@ def _no_classes(masks: Sequence[MaskValues], form: str) -> str:
 # %% ../../nbs/preprocess/02_mask_values.ipynb #7de1f7e5
 def _two_tone(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskTable:
     between = [sum(n for v, n in m.pixels.items() if 0 < v < 255) for m in masks if m.two_tone]
-    labels = (
-        ("class 0", "class 1")
-        if not names
-        else (*names,)
-        if len(names) != 1
-        else ("background", *names)
-    )
+    names = ("background", *names) if names and len(names) == 1 else names
+    labels = tuple(names or ("class 0", "class 1"))
     if len(labels) != 2:
         raise MaskError(
             f"the masks are black and white, which is 2 classes, and {len(labels)} are named: {listed(labels)}"
@@ -261,44 +256,47 @@ def _two_tone(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskT
         )
     return MaskTable({0: 0, 255: 1}, labels, cut=True, notes=tuple(notes))
 
-
-def _by_number(support: Counter, names: Sequence[str] | None) -> MaskTable:
-    values = sorted(support)
-    rest = [v for v in values if v not in _BORDERS]
-    close = len(rest) > 1 and rest[0] >= 0 and rest[-1] < min(2 * len(rest), 201)
-    borders = (
-        tuple(v for v in values if v not in rest)
-        if close or names and len(rest) == len(names)
-        else ()
-    )
-    classes = rest if borders else values
+# %% ../../nbs/preprocess/02_mask_values.ipynb #93667977
+def _by_number(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskTable:
+    support = Counter(v for m in masks for v in m.pixels)
+    values, rare = sorted(support), 1 if len(masks) >= 8 else 0
+    if not _close(values):
+        values = [v for v in values if support[v] > rare] or values
+    borders = tuple(v for v in values if v in _BORDERS) if _close(values) else ()
+    classes = [v for v in values if v not in borders]
     fit = sum(n for v, n in support.items() if v in range(len(names or ())))
     if names and fit * 2 > support.total() - sum(support[b] for b in borders):
-        classes = range(len(names))
+        classes = [*range(len(names))]
         borders = tuple(v for v in values if v in _BORDERS and v not in classes)
-    elif names and len(names) != len(classes):
+    shown = listed([*map(str, classes)], 12)
+    if names and len(names) != len(classes):
+        said = f"{len(names)} classes are named ({listed(names)}), and the masks have {len(classes)} values ({shown})"
+        raise MaskError(f"{said}; name as many in codes.txt")
+    if len(classes) > _FEW and not _close(values):
         raise MaskError(
-            f"{len(names)} classes are named ({listed(names)}), and the masks have {len(classes)} values ({listed([*map(str, classes)])}); name as many"
-        )
-    elif len(classes) > (_FEW if not close else 201):
-        raise MaskError(
-            f"the masks have {len(classes)} values ({listed([*map(str, classes)], 8)}), which are no classes{_WRITE}"
+            f"the masks have {len(classes)} values ({shown}), which are no classes{_WRITE}"
         )
     labels = tuple(names or (f"class {v}" for v in classes))
-    notes = (
-        [
-            f"pixels of the value {listed([*map(str, borders)])} are no class: they count in neither loss nor metrics"
-        ]
-        if borders
-        else []
-    )
-    if [*classes] != [*range(len(classes))]:
-        notes.append(
-            "values of the masks: "
-            + listed([f"{v} is {n}" for v, n in zip(classes, labels, strict=True)], 20)
-        )
     table = {v: i for i, v in enumerate(classes)}
-    return MaskTable(table, labels, ignored=borders, notes=tuple(notes))
+    return MaskTable(table, labels, ignored=borders, notes=_said(table, labels, borders))
+
+
+def _close(values: Sequence[int]) -> bool:
+    "Whether the numbers, borders apart, lie close together from 0 on."
+    rest = [v for v in values if v not in _BORDERS]
+    return len(rest) > 1 and rest[0] >= 0 and rest[-1] < min(2 * len(rest), 201)
+
+
+def _said(
+    table: Mapping[int, int], labels: Sequence[str], borders: Sequence[int]
+) -> tuple[str, ...]:
+    none = f"pixels of the value {listed([*map(str, borders)])} are no class: they count in neither loss nor metrics"
+    pairs = [f"{v} is {labels[i]}" for v, i in table.items()]
+    own = [*table] == [*table.values()]
+    return (
+        *([none] if borders else []),
+        *([] if own else [f"values of the masks: {listed(pairs, 20)}"]),
+    )
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #2f5e871c
 _VOC = {_packed(color): i for i, color in enumerate(default_palette(256))}
@@ -320,7 +318,8 @@ def _by_color(colors: Sequence[int], names: Sequence[str] | None) -> MaskTable:
 def _unnamed(colors: Sequence[int], names: Sequence[str] | None) -> tuple[list[int], list[str]]:
     "Colours in the order of Pascal VOC if they are its own, else black first, then by red, green and blue; with the names."
     voc = all(_VOC.get(c, 99) < 21 or c == _BORDERS[-1] for c in colors)
-    classes = sorted((c for c in colors if c in _VOC), key=_VOC.get) if voc else sorted(colors)
+    classes = sorted(c for c in colors if not voc or c != _BORDERS[-1])
+    classes.sort(key=_VOC.get if voc else None)
     if voc and names and len(names) == 21:
         return [c for c in _VOC if _VOC[c] < 21], [*names]
     if names and len(names) != len(classes) or len(classes) > _FEW:
