@@ -348,6 +348,18 @@ MASKS: dict[str, tuple[Callable[[int], Any], dict[str, Any], tuple[str, ...], tu
         (0, 1),
     ),
     "VOC in colours": (colors, {}, ("#000000", "#800000", "#008000"), (0, 1, 2, 255)),
+    "Cityscapes, with -1": (
+        lambda i: np.where(voc(i) == 255, -1, voc(i).astype(np.int32) * 11).astype(np.int32),
+        {"suffix": ".tif"},
+        ("class 0", "class 11", "class 22"),
+        (0, 1, 2, 255),
+    ),
+    "far from 255": (
+        lambda i: np.where(voc(i) == 255, 255, of(0, 7, 11, 26)(i)).astype(np.uint8),
+        {},
+        ("class 0", "class 7", "class 11", "class 26"),
+        (0, 1, 2, 3, 255),
+    ),
     "red on black": (
         lambda i: np.stack([black_white(i), black_white(i) * 0, black_white(i) * 0], -1),
         {},
@@ -425,6 +437,7 @@ BAD = {
     "a photograph in colours": lambda: RNG.integers(0, 256, (40, 50, 3), np.uint8),
     "another size": lambda: np.zeros((30, 50), np.uint8),
     "a strange value": lambda: of(0, 77)(0),
+    "colours of a GIF": lambda: indexed(voc(0)).convert("RGB"),
     "nothing but border": lambda: np.full((40, 50), 255, np.uint8),
 }
 
@@ -445,7 +458,14 @@ def test_where_all_are_bad_the_reason_is_told(
     tmp_path: Path, told: Callable[..., Settings]
 ) -> None:
     wild = lambda i: RNG.integers(0, 256, (40, 50), np.uint8)  # noqa: E731
+    slope = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
     cases = {
+        "depth": (lambda i: slope + np.uint8(i), {}, "are no classes"),
+        "two ways": (
+            lambda i: black_white(i) if i % 2 else of(0, 1)(i),
+            {},
+            "written in two ways: 8 have the values 0, 255, the others 0, 1",
+        ),
         "wild": (wild, {}, "are no classes; write a grey PNG"),
         "three as JPEG": (of(0, 127, 255), {"suffix": ".jpg"}, "JPEG blurs them"),
         "fractions": (lambda i: voc(i) / np.float32(3), {"suffix": ".tif"}, "has fractions"),
