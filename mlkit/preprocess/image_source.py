@@ -240,7 +240,7 @@ def _seen(found: Source) -> str:
         return "none of its columns names images that lie beside it, below, or in a folder beside its own"
     if not found.images:
         other = ", ".join(f"{n} {s or 'without a suffix'}" for s, n in sorted(found.others.items()))
-        return f"it holds no images{f' that can be read ({other})' if other else ''}"
+        return f"it holds no images{f' that can be read ({other})' if other else ''}{found.heic and f'; {found.heic}'}"
     folders = Counter(p.parent.relative_to(found.folder).as_posix() for p in found.images)
     where = ", ".join(
         f"{n} in {f}/" if f != "." else f"{n} at the top" for f, n in folders.most_common(5)

@@ -50,6 +50,7 @@ _OTHER = ("CMYK", "YCbCr", "LAB", "HSV", "PA", "La", "RGBa")
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #6259ff6a
 _MOST = 4096  # values that are looked at; masks have fewer
+_WORDS = {"number": "numbers", "color": "colours"}
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class MaskValues:
     form: str  # number, color
     pixels: Mapping[int, int] = field(repr=False)  # how many have each value
     solid: frozenset[int] = field(repr=False)  # values that fill an area somewhere
+    flat: frozenset[int] = field(default=frozenset(), repr=False)  # the same, or nearly so
     colors: Mapping[int, int] = field(default_factory=dict, repr=False)  # of a palette's indices
     jpeg: bool = False
 
     @cached_property
     def noisy(self) -> bool:
         "Whether its values look as if they had been blurred."
-        return self.jpeg or len(self.pixels) > 16 and any(127 < v < 255 for v in self.pixels)
+        return self.jpeg or len(self.pixels) > 6 and any(127 < v < 255 for v in self.pixels)
 
     @cached_property
     def two_tone(self) -> bool | None:
@@ -74,7 +76,7 @@ class MaskValues:
             return False
         least, greatest = min(self.pixels), max(self.pixels)
         dark, bright = (63, 192) if self.noisy else (0, 255)
-        if least < 0 or greatest > 255 or any(dark < v < bright for v in self.solid):
+        if least < 0 or greatest > 255 or any(dark < v < bright for v in self.solid | self.flat):
             return False
         if greatest <= dark or least >= bright:
             return None
@@ -90,7 +92,7 @@ def look_at(
     values, counts = np.unique(numbers, return_counts=True)
     if len(values) > _MOST:
         raise MaskError(
-            f"the mask has {len(values)} different {form}s, so it is no mask of classes{_WRITE}"
+            f"the mask has {len(values)} different {_WORDS[form]}, so it is no mask of classes{_WRITE}"
         )
     pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
     colors = {}
@@ -98,17 +100,17 @@ def look_at(
         colors = {
             v: _packed(palette[3 * v : 3 * v + 3]) for v in pixels if 3 * v + 2 < len(palette)
         }
-    solid = frozenset(pixels) if len(pixels) < 3 else _solid(numbers)
-    return MaskValues(form, pixels, solid, colors, image.format in ("JPEG", "MPO"))
+    solid, flat = (frozenset(pixels),) * 2 if len(pixels) < 3 else _solid(numbers)
+    return MaskValues(form, pixels, solid, flat, colors, image.format in ("JPEG", "MPO"))
 
 
-def _solid(a: np.ndarray) -> frozenset[int]:
-    near = 8 if a.dtype == np.uint8 else 0  # JPEG leaves no two pixels alike
+def _solid(a: np.ndarray) -> tuple[frozenset[int], frozenset[int]]:
     a = a.astype(np.int32)
     inner = a[1:-1, 1:-1]
     around = (a[:-2, 1:-1], a[2:, 1:-1], a[1:-1, :-2], a[1:-1, 2:])
-    same = np.logical_and.reduce([abs(inner - other) <= near for other in around])
-    return frozenset(np.unique(inner[same]).tolist())
+    most = np.maximum.reduce([abs(inner - other) for other in around])
+    solid, flat = (frozenset(np.unique(inner[most <= n]).tolist()) for n in (0, 8))
+    return solid, flat  # JPEG leaves no two pixels alike
 
 
 def _packed(color: Sequence[int]) -> int:
@@ -191,7 +193,8 @@ def as_colors(
     pixels: Counter = Counter()
     for value, n in seen.pixels.items():
         pixels[color[value]] += n
-    return MaskValues("color", pixels, frozenset(color[v] for v in seen.solid), jpeg=seen.jpeg)
+    solid = frozenset(color[v] for v in seen.solid)
+    return MaskValues("color", pixels, solid, jpeg=seen.jpeg)
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #c8614e42
 _BORDERS = (-1, 254, 255, 65535, 0xE0E0C0)  # the last is the colour of Pascal VOC
@@ -213,8 +216,8 @@ def mask_table(
     if not support or len(solid) * 2 < len(support) or sum(m.jpeg for m in masks) * 2 > len(masks):
         raise MaskError(_no_classes(masks, form))
     if form == "color":
-        return _by_color(sorted(support), names)
-    return _by_number(support, names)
+        return _by_color(_without_strays(regular, support), names)
+    return _by_number(regular, names)
 
 
 def _one_form(masks: Sequence[MaskValues]) -> tuple[list[MaskValues], str]:
@@ -237,19 +240,16 @@ def _regular(masks: Sequence[MaskValues]) -> list[MaskValues]:
 def _no_classes(masks: Sequence[MaskValues], form: str) -> str:
     values = sorted({v for m in masks for v in m.pixels})
     shown = [f"#{v:06x}" if form == "color" else str(v) for v in values]
+    solid = sorted({v for m in masks for v in m.solid})
+    areas = f"; areas have {listed(solid)} alone" if form == "number" and 1 < len(solid) < 9 else ""
     blur = "; JPEG blurs them" if sum(m.jpeg for m in masks) * 2 > len(masks) else ""
-    return f"the masks have {len(values)} different {form}s ({listed(shown, 8)}), which are no classes{blur}{_WRITE}"
+    return f"the masks have {len(values)} different {_WORDS[form]} ({listed(shown, 8)}), which are no classes{areas}{blur}{_WRITE}"
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #7de1f7e5
 def _two_tone(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskTable:
     between = [sum(n for v, n in m.pixels.items() if 0 < v < 255) for m in masks if m.two_tone]
-    labels = (
-        ("class 0", "class 1")
-        if not names
-        else (*names,)
-        if len(names) != 1
-        else ("background", *names)
-    )
+    names = ("background", *names) if names and len(names) == 1 else names
+    labels = tuple(names or ("class 0", "class 1"))
     if len(labels) != 2:
         raise MaskError(
             f"the masks are black and white, which is 2 classes, and {len(labels)} are named: {listed(labels)}"
@@ -261,44 +261,82 @@ def _two_tone(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskT
         )
     return MaskTable({0: 0, 255: 1}, labels, cut=True, notes=tuple(notes))
 
-
-def _by_number(support: Counter, names: Sequence[str] | None) -> MaskTable:
+# %% ../../nbs/preprocess/02_mask_values.ipynb #93667977
+def _by_number(masks: Sequence[MaskValues], names: Sequence[str] | None) -> MaskTable:
+    support = Counter(v for m in masks for v in m.pixels)
     values = sorted(support)
-    rest = [v for v in values if v not in _BORDERS]
-    close = len(rest) > 1 and rest[0] >= 0 and rest[-1] < min(2 * len(rest), 201)
-    borders = (
-        tuple(v for v in values if v not in rest)
-        if close or names and len(rest) == len(names)
-        else ()
-    )
-    classes = rest if borders else values
+    if not _close(values):
+        values = _without_strays(masks, support)
+    borders = _borders(masks, values)
+    if two_ways := _two_ways(masks, borders):
+        borders, values = (), [v for v in values if v not in two_ways]
+    classes = [v for v in values if v not in borders]
     fit = sum(n for v, n in support.items() if v in range(len(names or ())))
     if names and fit * 2 > support.total() - sum(support[b] for b in borders):
-        classes = range(len(names))
+        classes = [*range(len(names))]
         borders = tuple(v for v in values if v in _BORDERS and v not in classes)
-    elif names and len(names) != len(classes):
+    shown = listed([*map(str, classes)], 12)
+    if names and len(names) != len(classes):
+        said = f"{len(names)} classes are named ({listed(names)}), and the masks have {len(classes)} values ({shown})"
+        raise MaskError(f"{said}; name as many in codes.txt")
+    if len(classes) > _FEW and not _close(values) and not names:
         raise MaskError(
-            f"{len(names)} classes are named ({listed(names)}), and the masks have {len(classes)} values ({listed([*map(str, classes)])}); name as many"
-        )
-    elif len(classes) > (_FEW if not close else 201):
-        raise MaskError(
-            f"the masks have {len(classes)} values ({listed([*map(str, classes)], 8)}), which are no classes{_WRITE}"
+            f"the masks have {len(classes)} values ({shown}), which are no classes{_WRITE}"
         )
     labels = tuple(names or (f"class {v}" for v in classes))
-    notes = (
-        [
-            f"pixels of the value {listed([*map(str, borders)])} are no class: they count in neither loss nor metrics"
-        ]
-        if borders
-        else []
-    )
-    if [*classes] != [*range(len(classes))]:
-        notes.append(
-            "values of the masks: "
-            + listed([f"{v} is {n}" for v, n in zip(classes, labels, strict=True)], 20)
-        )
     table = {v: i for i, v in enumerate(classes)}
-    return MaskTable(table, labels, ignored=borders, notes=tuple(notes))
+    return MaskTable(table, labels, ignored=borders, notes=_said(table, labels, borders))
+
+# %% ../../nbs/preprocess/02_mask_values.ipynb #c4baad03
+def _close(values: Sequence[int]) -> bool:
+    "Whether the numbers, borders apart, lie close together from 0 on."
+    rest = [v for v in values if v not in _BORDERS]
+    return len(rest) > 1 and rest[0] >= 0 and rest[-1] < min(2 * len(rest), 201)
+
+
+def _without_strays(masks: Sequence[MaskValues], support: Counter) -> list[int]:
+    "The values without those of one mask in ten at most, and of one alone each: classes may be rare."
+    odd = [m for m in masks if any(support[v] == 1 for v in m.pixels)]
+    few = len(masks) >= 8 and len(odd) <= max(1, len(masks) // 10)
+    return sorted(v for v in support if support[v] > 1 or not few)
+
+
+def _said(
+    table: Mapping[int, int], labels: Sequence[str], borders: Sequence[int]
+) -> tuple[str, ...]:
+    none = f"pixels of the value {listed([*map(str, borders)])} are no class: they count in neither loss nor metrics"
+    pairs = [f"{v} is {labels[i]}" for v, i in table.items()]
+    own = [*table] == [*table.values()]
+    return (
+        *([none] if borders else []),
+        *([] if own else [f"values of the masks: {listed(pairs, 20)}"]),
+    )
+
+# %% ../../nbs/preprocess/02_mask_values.ipynb #b25eb50f
+def _borders(masks: Sequence[MaskValues], values: Sequence[int]) -> tuple[int, ...]:
+    "Values that are no class: 255 and its kin, where the others lie close together and far below; negative ones."
+    rest = [v for v in values if v not in _BORDERS]
+    if len(rest) < 2:
+        return ()
+    gap = max(b - a for a, b in zip(rest, rest[1:], strict=False))
+    far = len(rest) > 3 and 254 - rest[-1] > 4 * gap
+    return tuple(v for v in values if v in _BORDERS and (v < 0 or far or _close(values)))
+
+
+def _two_ways(masks: Sequence[MaskValues], borders: Sequence[int]) -> set[int]:
+    "Borders that never lie beside a class: a few masks that were written in another way; raise `MaskError` if they are not few."
+    having = [m for m in masks if {*borders} & {*m.pixels}]
+    if not having or any(len({*m.pixels} - {*borders}) > 1 for m in having):
+        return set()
+    if len(having) * 4 > len(masks):
+        shown = [
+            listed(sorted({v for m in ms for v in m.pixels}), 4)
+            for ms in (having, [m for m in masks if m not in having])
+        ]
+        raise MaskError(
+            f"the masks are written in two ways: {len(having)} have the values {shown[0]}, the others {shown[1]}{_WRITE}"
+        )
+    return {*borders}
 
 # %% ../../nbs/preprocess/02_mask_values.ipynb #2f5e871c
 _VOC = {_packed(color): i for i, color in enumerate(default_palette(256))}
@@ -320,7 +358,8 @@ def _by_color(colors: Sequence[int], names: Sequence[str] | None) -> MaskTable:
 def _unnamed(colors: Sequence[int], names: Sequence[str] | None) -> tuple[list[int], list[str]]:
     "Colours in the order of Pascal VOC if they are its own, else black first, then by red, green and blue; with the names."
     voc = all(_VOC.get(c, 99) < 21 or c == _BORDERS[-1] for c in colors)
-    classes = sorted((c for c in colors if c in _VOC), key=_VOC.get) if voc else sorted(colors)
+    classes = sorted(c for c in colors if not voc or c != _BORDERS[-1])
+    classes.sort(key=_VOC.get if voc else None)
     if voc and names and len(names) == 21:
         return [c for c in _VOC if _VOC[c] < 21], [*names]
     if names and len(names) != len(classes) or len(classes) > _FEW:
@@ -347,7 +386,7 @@ def misfit(
 ) -> str | None:
     "Return why the table does not say what this mask means, None if it does."
     if seen.form != table.form and not (table.form == "color" and seen.form == "number"):
-        return f"the mask is of {seen.form}s, and the others of {table.form}s"
+        return f"the mask is of {_WORDS[seen.form]}, and the others of {_WORDS[table.form]}"
     if table.cut:
         odd = (
             seen.two_tone is False

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..config import DataSettings, MlkitError, Settings, listed
 from ..delimited import TableError, to_text
+from ..inference.vision import reads_heif
 from .samples import write_digits
 from ..tables import Table, is_table, read_table
 
@@ -75,7 +76,7 @@ def file_kind(
 ) -> Literal["image", "text", "table", ""]:
     "Return what a file holds by its suffix, or by its first bytes where it has none; empty for anything else."
     suffix = path.suffix.lower()
-    if suffix in IMAGES or (suffix in (".heic", ".heif") and _reads_heif()):
+    if suffix in IMAGES or (suffix in (".heic", ".heif") and reads_heif()):
         return "image"
     if suffix in TEXTS:
         return "text"
@@ -90,16 +91,8 @@ def _begins_as_image(path: Path) -> bool:
             head = f.read(12)
     except OSError:
         return False
-    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
-
-
-def _reads_heif() -> bool:
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
+    boxed = head[4:12] in (b"ftypavif", b"ftypavis") or head[4:11] == b"ftyphei" and reads_heif()
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:] == b"WEBP") or boxed
 
 # %% ../../nbs/preprocess/01_source.ipynb #aeff8f32
 _PARTS = {
@@ -178,6 +171,12 @@ class Source:
         best = train or [p for p in roles if roles[p] not in ("test", "valid")] or list(roles)
         return best[0] if len(best) == 1 else None
 
+    @property
+    def heic(self) -> str:
+        "How many photographs would be read if a package were there; empty for none."
+        count = sum(self.others.get(s, 0) for s in (".heic", ".heif"))
+        return f"{count} HEIC photographs are read where pillow-heif is installed" if count else ""
+
     def notes(
         self,
         read: str,  # image, text or table: what is learned from
@@ -191,8 +190,7 @@ class Source:
             f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.others.items())
         ]
         notes = [f"not read: {', '.join(aside)}"] if aside and self.root.is_dir() else []
-        if heic := sum(self.others.get(s, 0) for s in (".heic", ".heif")):
-            notes.append(f"{heic} HEIC photographs are read where pillow-heif is installed")
+        notes += [self.heic] if self.heic else []
         notes += [f"{self.broken} links lead nowhere"] if self.broken else []
         return notes + [f"data.ignore leaves out {name}" for name in self.ignored]
 

@@ -188,6 +188,7 @@ def _nobody(found: Source) -> str:
     held += [
         f"{n} files {suffix or 'without a suffix'}" for suffix, n in sorted(found.others.items())
     ]
+    held += [found.heic] if found.heic else []
     return (
         f"{found.given!r} holds {', '.join(held) or 'nothing that is read'}, and nothing says what is to be learned. Give a folder with a folder of images or .txt "
         "files for each class, images/ beside masks/, a table, or a CSV file with a column that names images"
