@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import DataSettings, Settings
+from ..config import DataSettings, Settings, listed
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
     descend,
     find_pattern,
+    folders_in_all,
     labels_by,
     mask_pairs,
+    numbers_beside,
+    placed_things,
     settle,
 )
 from mlkit.preprocess.named_files import (
@@ -28,9 +31,11 @@ from mlkit.preprocess.named_files import (
     MASKS,
     NUMBERS,
     FileIndex,
+    check_unread,
     file_columns,
     named_files,
     names_in,
+    settled_rows,
 )
 from .source import DataError, Example, Examples, Source, look, role_of, text_table
 
@@ -66,10 +71,17 @@ def one_spelling(
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #004ad9a2
 def _of_classes(found: Source, settings: Settings) -> Examples | None:
-    kept, notes = settle(by_folder(found.root, found.images), "images")
-    if len({p.label for p in kept}) < 1:
+    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    if len({p.label for p in kept}) < 2 or folders_in_all(found.root, kept):
         return None
     return _examples(found, kept, "folders of images, a class each", notes)
+
+
+def _unmasked(found: Source) -> list[Path]:
+    "Return the images without those that are masks of others: they are of no class."
+    placed, _ = mask_pairs(found.root, found.images) or ([], "")
+    masks = {p.mask for p in placed if p.mask != p.path}
+    return [p for p in found.images if p not in masks]
 
 
 def _examples(
@@ -115,9 +127,9 @@ def _of_masks(found: Source, settings: Settings) -> Examples | None:
     placed, reason = pairs
     if "test" in (parts := {p.part for p in placed if p.mask}) and "valid" not in parts:
         placed = [replace(p, part="valid") if p.part == "test" else p for p in placed]
-    left = [p for p in placed if p.part in ("test", "unlabelled")]
-    parts = {p.part for p in placed} - {"test", "unlabelled"}
-    learned = "" if "train" not in parts else None  # without train/ the split is ours
+    parts = {p.part for p in placed if p.mask} - {"test", "unlabelled"}
+    left = [p for p in placed if p.part not in parts and p.part]
+    learned = None if "train" in parts and len(parts) > 1 else ""  # else the split is ours
     examples = tuple(_masked(found, p, learned) for p in placed if p not in left)
     if not any(e.problem is None for e in examples):
         return None
@@ -125,7 +137,8 @@ def _of_masks(found: Source, settings: Settings) -> Examples | None:
     names = next(
         filter(None, (names_in(f, "codes.txt", "classes.txt") for f in (found.root, top))), None
     )
-    notes = [f"left out: {len(left)} images of the test part"] if left else []
+    where = " and ".join(sorted({p.part for p in left}))
+    notes = [f"left out: {len(left)} images of the {where} part"] if left else []
     return Examples(MASKS, reason, examples, names, tuple(notes))
 
 
@@ -139,22 +152,57 @@ def _masked(found: Source, placed: Placed, part: str | None) -> Example:
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #bb5fb5ac
 def _of_tables(found: Source, settings: Settings) -> Examples | None:
-    tables = [
-        p
-        for p in found.tables
-        if role_of(p.stem).part != "test" and "submission" not in p.stem.lower()
-    ]
-    tables = [p for p in tables if role_of(p.stem).part == "train"] or tables
-    index = FileIndex(found.folder, found.images)
-    naming = [p for p in tables if file_columns(text_table(p, settings).columns, index)]
-    if len(naming) > 1:
+    naming = _naming(found, settings)
+    parts = {p: _part_of_table(found.root, p) for p in naming}
+    train = [p for p in naming if parts[p] == "train"]
+    first = train or [p for p in naming if parts[p] != "test"]
+    if len(first) > 1:
         raise DataError(
-            f"{found.given!r}: {', '.join(p.name for p in naming)} all name its images; give the file that is meant"
+            f"{found.given!r}: {', '.join(p.name for p in first)} all name its images; give the file that is meant"
         )
-    if not naming:
+    if not first:
         return None
-    examples = named_files(naming[0], text_table(naming[0], settings), found, settings.data)
-    return replace(examples, reason=f"{naming[0].name}, {examples.reason}")
+    head = text_table(first[0], settings).columns.keys()
+    others = [
+        p
+        for p in naming
+        if train and p not in train and text_table(p, settings).columns.keys() == head
+    ]
+    each = {
+        p: named_files(p, text_table(p, settings), naming[p], settings.data)
+        for p in [*first, *others]
+    }
+    examples = each[first[0]]
+    if others:
+        rows = [
+            replace(e, part=parts[p], name=e.path.relative_to(found.root).as_posix())
+            for p in each
+            for e in each[p].examples
+        ]
+        kept, notes = settled_rows(rows)
+        examples = replace(examples, examples=kept, notes=(*examples.notes, *notes))
+    return replace(examples, reason=f"{' and '.join(p.name for p in each)}, {examples.reason}")
+
+
+def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
+    "Return the tables that name images, with those that each means: the ones beside it or below, else any."
+    naming = {}
+    for path in (p for p in found.tables if "submission" not in p.stem.lower()):
+        cells = text_table(path, settings)
+        below = tuple(p for p in found.images if p.is_relative_to(path.parent))
+        for near in (replace(found, root=path.parent, images=below), found):
+            if file_columns(cells.columns, FileIndex(near.folder, near.images)):
+                naming[path] = near
+                break
+        else:
+            check_unread(path, cells, found)
+    return naming
+
+
+def _part_of_table(top: Path, path: Path) -> str:
+    "Return the part that the table's name says, or a folder that it lies in."
+    names = (path.stem, *reversed(path.relative_to(top).parts[:-1]))
+    return next(filter(None, (role_of(n).part for n in names)), "")
 
 
 def _of_table(found: Source, settings: Settings) -> Examples | None:
@@ -164,16 +212,37 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
     hits = (
         n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
     )
-    return named_files(found.root, cells, next(hits, near[0]), settings.data)
+    if (hit := next(hits, None)) is None:
+        check_unread(found.root, cells, near[0])
+    return named_files(found.root, cells, hit or near[0], settings.data)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
+def _of_rest(found: Source, settings: Settings) -> Examples | None:
+    "What cannot be learned: a single class, which is refused later by name, or folders that do not say which of them are the classes."
+    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    if same := folders_in_all(found.root, kept):
+        upper = sorted({p.label for p in kept})
+        raise DataError(
+            f"{found.given!r}: each of {listed(upper, 4)} holds the folders {listed(same, 4)}, so either may be the classes. Learn the lower ones with "
+            f"--set 'data.label_pattern=/([^/]+)/[^/]+$', or the upper ones with --set 'data.label_pattern=/({'|'.join(upper)})/'; data.ignore leaves folders out"
+        )
+    if what := placed_things(found.root, found.images, (*found.texts, *found.unread)):
+        raise DataError(f"{found.given!r}: {what}. {_ONE_ANSWER}")
+    one = kept and not found.table
+    return _examples(found, kept, "folders of images, a class each", notes) if one else None
+
+
+_ONE_ANSWER = (
+    "mlkit learns an answer for each image, or a mask, and no boxes or points. Sort the images into a folder for each class, put masks into "
+    "masks/ beside images/, or give a CSV file with a label for each image; --set data.task=image-classification takes folders as classes"
+)
 _WAYS = {
-    CLASS: (_of_classes, _of_tables, _of_names),
+    CLASS: (_of_classes, _of_tables, _of_names, _of_rest),
     LABELS: (_of_tables,),
     NUMBERS: (_of_tables,),
     MASKS: (_of_masks, _of_tables),
 }
-_ALL = (_of_masks, _of_classes, _of_tables, _of_names)
+_ALL = (_of_masks, _of_classes, _of_tables, _of_names, _of_rest)
 
 
 def image_examples(
@@ -184,6 +253,8 @@ def image_examples(
     ways = (_of_table,) if not found.root.is_dir() else _WAYS.get(settings.data.task, _ALL)
     if settings.data.label_pattern and found.images:
         ways = (_of_names,)
+    elif not settings.data.task and numbers_beside(found.root, found.images, found.texts):
+        ways = (_of_rest,)
     tried = ((way, way(found, settings)) for way in ways)
     way, examples = next((t for t in tried if t[1]), (None, None))
     if examples is None:
