@@ -1220,6 +1220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlkit.inference.levels': { 'mlkit.inference.levels.choose_levels': ( 'inference/levels.html#choose_levels',
                                                                                   'mlkit/inference/levels.py'),
                                         'mlkit.inference.levels.extent': ('inference/levels.html#extent', 'mlkit/inference/levels.py'),
+                                        'mlkit.inference.levels.for_eyes': ('inference/levels.html#for_eyes', 'mlkit/inference/levels.py'),
                                         'mlkit.inference.levels.is_deep': ('inference/levels.html#is_deep', 'mlkit/inference/levels.py'),
                                         'mlkit.inference.levels.to_color': ('inference/levels.html#to_color', 'mlkit/inference/levels.py')},
             'mlkit.inference.masks': { 'mlkit.inference.masks._nearest': ('inference/masks.html#_nearest', 'mlkit/inference/masks.py'),

@@ -22,6 +22,8 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..inference.levels import for_eyes
+
 # %% ../../nbs/evaluate/01_base.ipynb #15d06eda
 def wilson(
     right: Any,  # how many are right: a number, or an array of them
@@ -150,7 +152,7 @@ def gallery(
 def _read(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         image.draft("RGB", (200, 200))
-        return np.asarray(image.convert("RGB").resize((200, 200)))
+        return np.asarray(for_eyes(image).resize((200, 200)))
 
 # %% ../../nbs/evaluate/01_base.ipynb #ca8df94f
 class Evaluation(ABC):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .base import gallery
 from .classification import ClassificationEvaluation
+from ..inference.levels import for_eyes
 from ..preprocess.source import Example
 from ..preprocess.split import Split
 
@@ -113,7 +114,7 @@ def _looks(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
 def _look(example: Example) -> tuple[np.ndarray, np.ndarray]:
     with Image.open(example.path) as image:
         image.draft("RGB", (64, 64))  # a JPEG is decoded small
-        image = image.convert("RGB")
+        image = for_eyes(image)
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=int)
     small = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32).ravel()
     small -= small.mean()

@@ -90,6 +90,8 @@ def worker_count(
 class OpenByLevels(Transform):
     "Opens an image of more than 8 bits by its levels, any other one as fastai does."
 
+    input_types = (str, Path, bytes, np.ndarray, torch.Tensor, Image.Image)  # at prediction
+
     def __init__(
         self,
         levels: Levels,  # what becomes 0 and 255
