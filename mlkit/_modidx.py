@@ -1001,7 +1001,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.export.bundle._within': ('export/bundle.html#_within', 'mlkit/export/bundle.py'),
                                      'mlkit.export.bundle.export': ('export/bundle.html#export', 'mlkit/export/bundle.py'),
                                      'mlkit.export.bundle.parity': ('export/bundle.html#parity', 'mlkit/export/bundle.py'),
-                                     'mlkit.export.bundle.rehearse': ('export/bundle.html#rehearse', 'mlkit/export/bundle.py'),
+                                     'mlkit.export.bundle.try_export': ('export/bundle.html#try_export', 'mlkit/export/bundle.py'),
                                      'mlkit.export.bundle.write_onnx': ('export/bundle.html#write_onnx', 'mlkit/export/bundle.py')},
             'mlkit.export.quantize': { 'mlkit.export.quantize.QuantizeError': ( 'export/quantize.html#quantizeerror',
                                                                                 'mlkit/export/quantize.py'),

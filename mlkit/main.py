@@ -192,7 +192,7 @@ def pipeline(
     "Go from a folder of examples to a version in the registry; raise the `MlkitError` of the step that cannot be done."
     settings = _settings_for(source, name, settings)
     from mlkit.bundle.registry import Registry
-    from mlkit.export.bundle import rehearse
+    from mlkit.export.bundle import try_export
     from mlkit.model.vision import (
         summarize,
     )  # after the settings: a mistake there should not wait for torch
@@ -209,7 +209,7 @@ def pipeline(
         tell("audit", found)
         learn = task.data.learner(dls, settings, path=run.folder)
         if task.data.name == "image":
-            rehearse(learn, task.data, settings.model.arch)
+            try_export(learn, task.data, settings.model.arch)
         tell("model", summarize(learn, settings.model.arch))
         done = fit_distributed(learn, settings, run, on=on)
         tell("fit", done)
