@@ -2575,6 +2575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.table_formats._by_line': ('table_formats.html#_by_line', 'mlkit/table_formats.py'),
                                      'mlkit.table_formats._cell': ('table_formats.html#_cell', 'mlkit/table_formats.py'),
                                      'mlkit.table_formats._cells': ('table_formats.html#_cells', 'mlkit/table_formats.py'),
+                                     'mlkit.table_formats._let_go': ('table_formats.html#_let_go', 'mlkit/table_formats.py'),
                                      'mlkit.table_formats._line': ('table_formats.html#_line', 'mlkit/table_formats.py'),
                                      'mlkit.table_formats._objects': ('table_formats.html#_objects', 'mlkit/table_formats.py'),
                                      'mlkit.table_formats._of_arrow': ('table_formats.html#_of_arrow', 'mlkit/table_formats.py'),

@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -173,19 +173,26 @@ class _Text(_Records):
 
     def records(self, raw: BinaryIO) -> Iterator[tuple[int, list[str]]]:
         "Yield the line and the cells of each record that is not blank."
-        how = {"errors": self.encoding.errors, "newline": ""}
-        with io.TextIOWrapper(raw, self.encoding.name, **how) as text:
-            lines = (line.replace("\0", "") for line in text) if self.encoding.nul else text
-            reader, line = self.dialect.records(lines), 1
-            try:
-                for cells in reader:
-                    if cells and cells != ["\x1a"]:  # the end of a file of DOS
-                        yield line, cells
-                    line = reader.line_num + 1
-            except UnicodeDecodeError as e:
-                raise TableError(self._not(e, line)) from e
-            except csv.Error as e:
-                raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
+        text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors, newline="")
+        lines = (line.replace("\0", "") for line in text) if self.encoding.nul else text
+        reader, line = self.dialect.records(lines), 1
+        try:
+            for cells in reader:
+                if cells and cells != ["\x1a"]:  # the end of a file of DOS
+                    yield line, cells
+                line = reader.line_num + 1
+        except UnicodeDecodeError as e:
+            raise TableError(self._not(e, line)) from e
+        except csv.Error as e:
+            raise TableError(f"{self.name}, line {line}: {e}; is a quote not closed?") from e
+        finally:
+            _let_go(text)
+
+
+def _let_go(text: io.TextIOWrapper) -> None:
+    "Leave what is below to whoever opened it."
+    with suppress(ValueError):  # it is closed already
+        text.detach()
 
 # %% ../nbs/07_table_formats.ipynb #9757ac00
 def _cell(value: Any) -> str:
@@ -310,11 +317,13 @@ class _Json:
 
     def rows(self, raw: BinaryIO) -> Iterator[Row]:
         "Yield the rows."
-        with io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors) as text:
+        text = io.TextIOWrapper(raw, self.encoding.name, self.encoding.errors)
+        try:
             for line, row in self._parsed(text):
-                if isinstance(row, dict):
-                    row = {self.own.get(k, k): v for k, v in row.items()}
-                yield line, row
+                own = isinstance(row, dict)
+                yield line, {self.own.get(k, k): v for k, v in row.items()} if own else row
+        finally:
+            _let_go(text)
 
     def whole(self, raw: BinaryIO, most: int | None) -> Table:
         "Return the table; raise `TableError` naming the lines that are no objects."

@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -68,7 +69,8 @@ def _write(work: _Work, number: int, items: list[Item]) -> dict[str, Any]:
     predictor = _opened(work.version.path, work.settings.model_dump_json())
     path = work.out / f"part-{number:05d}.parquet"
     done = write(path, predictor, items, work.sheet(predictor, number), again=True)
-    return {"shard": number, "rows": done.rows, "bad": done.bad, "sha256": sha256_of(path)}
+    told = {n: getattr(done, n) for n in ("rows", "bad", "filled", "unseen")}
+    return {"shard": number, **told, "sha256": sha256_of(path)}
 
 # %% ../../nbs/cluster/03_batch.ipynb #a6609cee
 class _Folder:
@@ -157,6 +159,8 @@ def write_shards(
 
     def count(shard: dict[str, Any]) -> None:
         done.rows, done.bad = done.rows + shard["rows"], done.bad + shard["bad"]
+        for what in ("filled", "unseen"):
+            setattr(done, what, dict(Counter(getattr(done, what)) + Counter(shard.get(what, {}))))
         done.seconds = time.monotonic() - began
         tell(done)
 

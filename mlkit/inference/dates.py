@@ -45,7 +45,7 @@ _PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 DATE_PARTS = (*_PARTS, "Elapsed")
 
-
+# %% ../../nbs/inference/01_dates.ipynb #526e4d45
 def date_part(
     dates: np.ndarray,  # datetime64
     part: str,  # one of `DATE_PARTS`
@@ -101,7 +101,7 @@ def _time(text: str) -> timedelta | None:
         )
     return timedelta(hours=hour, minutes=int(found["m"]), seconds=int(found["s"] or 0)) - off
 
-
+# %% ../../nbs/inference/01_dates.ipynb #be7bcb82
 def _year(text: str) -> int:
     return int(text) if len(text) != 2 else int(text) + (2000 if int(text) < 30 else 1900)
 
@@ -133,7 +133,7 @@ _WORDED = re.compile(
     re.I | re.S,
 )
 
-
+# %% ../../nbs/inference/01_dates.ipynb #697c8c5b
 def _month(name: str) -> int:
     "Return the number of a month in any of seven languages, whole or cut to three or four letters; 0 for another word."
     name = name.lower()
@@ -145,7 +145,7 @@ def _month(name: str) -> int:
     )
     return next(places, 0)
 
-
+# %% ../../nbs/inference/01_dates.ipynb #7b476193
 def _worded(text: str) -> datetime | None:
     "Return a date whose month is a word."
     found = _WORDED.fullmatch(_WEEKDAY.sub("", text, count=1))
@@ -187,7 +187,7 @@ def _short(text: str) -> datetime | None:
     month = int(found["m"]) if found.get("m") else 3 * int(found["q"]) - 2
     return datetime(_year(found["y"]), month, int(found.get("d") or 1))
 
-
+# %% ../../nbs/inference/01_dates.ipynb #7210bd45
 def _numeric(text: str, order: str) -> datetime | None:
     "Return a date of three numbers."
     found = _DIGITS.fullmatch(text)

@@ -42,7 +42,7 @@ def _to_flag(text: str, column: Column, *, typed: bool) -> Any:
         else {"true": True, "false": False}.get(text.strip().lower(), text)
     )
 
-
+# %% ../../nbs/inference/02_row_cleaner.ipynb #1839783f
 def _to_day(text: str, column: Column, *, typed: bool) -> Any:
     "Return the date as ISO 8601, None for nothing and where a clock of nanoseconds ends, or the text as it is."
     if (column.order or not typed) and is_missing(text, "date"):

@@ -55,7 +55,7 @@ _NOTHING = {
     *(f"{sign}{word}" for sign in ("", "+", "-") for word in ("inf", "infinity", "∞")),
 }
 
-
+# %% ../../nbs/inference/01_values.ipynb #43183210
 def is_missing(
     text: str,  # of a cell
     kind: str,  # of the column, as a manifest names it
@@ -132,7 +132,7 @@ def _value(written: Written, form: NumberForm) -> float | None:
     number = float(f"{written.sign}{whole or 0}.{rest or 0}{written.exponent}")
     return number if abs(number) < float("inf") else None
 
-
+# %% ../../nbs/inference/01_values.ipynb #e9ce8e5e
 def read_number(
     text: str,  # that is not missing
     form: NumberForm,
@@ -196,7 +196,7 @@ def find_numbers(
     sure = form.decimal == "," and count > best_point and count >= 0.9 * total
     return Numbers(kept, values, others, count / max(total, 1), not rivals, sure)
 
-
+# %% ../../nbs/inference/01_values.ipynb #c50f882a
 def _marks(written: Mapping[str, Written], cells: Mapping[str, int]) -> set[str]:
     "Return the one mark that most cells have, in all of its spellings; nothing is one too."
     counts = Counter()

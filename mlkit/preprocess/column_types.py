@@ -52,7 +52,7 @@ class Hints:
     day_first: bool = False
     comma: bool | None = None  # whether its decimal mark is one
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #9086b659
 @dataclass(frozen=True)
 class Reading:
     "A column that was read from text."
@@ -90,7 +90,7 @@ def _as_codes(text: pd.Series, numbers: pd.Series) -> str:
         return "have more digits than a float keeps"
     return ""
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #9e9453e7
 def _plain(text: pd.Series, numbers: pd.Series, gaps: Counter) -> Reading:
     "Return the reading of a column in which each cell is a number or a mark for nothing."
     if why := _as_codes(text, numbers):
@@ -115,7 +115,7 @@ def _iso(text: pd.Series, gaps: Counter) -> Reading | None:
         return None
     return Reading(values, Rule(order="ymd" if _odd(gaps) else None), gaps=frozenset(gaps))
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #430300f2
 def _dates(
     text: pd.Series, cells: Mapping[str, int], gaps: Counter, hints: Hints
 ) -> Reading | None:
@@ -142,7 +142,7 @@ def _dates(
         values, rule, tuple(notes), frozenset(gaps), Hints(day_first=sure and order == "dmy"), sure
     )
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #6a4cc325
 def _is_season(dates: Mapping[str, object]) -> bool:
     "Return whether 2009/10, 2010/11, … are meant, which are years."
     pairs = [re.fullmatch(r"(\d{4})[-/](\d\d)", c) for c in dates]
@@ -199,7 +199,7 @@ def _written(
         values, Rule(found.form), tuple(filter(None, notes)), frozenset(gaps), says, found.sure
     )
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #76704771
 def _in_units(text: pd.Series, cells: Mapping[str, int], total: int) -> Reading | None:
     "Return the reading of numbers in several units, which stay words and are told."
     units: Counter = Counter()
@@ -214,7 +214,7 @@ def _in_units(text: pd.Series, cells: Mapping[str, int], total: int) -> Reading 
 # %% ../../nbs/preprocess/04_column_types.ipynb #e2559647
 _FLAGS = {"true": True, "false": False}
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #082e47a0
 def read_text(
     text: pd.Series,  # of text, None where there is nothing
     hints: Hints = Hints(),
@@ -248,7 +248,7 @@ def read_text(
         return iso
     return _again(text, hints)
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #21b599d2
 def _promising(rest: Mapping[str, int]) -> set[str]:
     "Return what the first cells could be: dates, numbers."
     first = list(rest)[:200]
@@ -290,7 +290,7 @@ def read_columns(
             found[name] = _without_gaps(read, marks, alone=not marks and not empty)
     return found
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #d2c99bd2
 def _in_thousands(text: pd.Series, read: Reading) -> bool:
     "Return whether all points of a column of numbers could stand between thousands."
     if read.values.dtype != "float64" or read.rule.form not in (None, NumberForm()):
@@ -301,7 +301,7 @@ def _in_thousands(text: pd.Series, read: Reading) -> bool:
 # %% ../../nbs/preprocess/04_column_types.ipynb #be2c96c4
 _ALWAYS = {"nan", "NaN", "<NA>", "#N/A"}  # no words in any language
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #105f40ca
 def _without_gaps(read: Reading, marks: set[str], *, alone: bool) -> Reading:
     "Return a column of words in which the file's marks for nothing are missing values."
     text = read.values
@@ -328,7 +328,7 @@ def _without_gaps(read: Reading, marks: set[str], *, alone: bool) -> Reading:
         )
     return replace(read, notes=tuple(notes))
 
-
+# %% ../../nbs/preprocess/04_column_types.ipynb #660ecd84
 def _are_codes(words: pd.Series) -> bool:
     "Return whether words are codes of two capital letters, as those of countries are."
     return words.nunique() > 2 and bool((words.str.fullmatch("[A-Z]{2}")).mean() > 0.9)

@@ -39,7 +39,7 @@ def repeats(
 # %% ../../nbs/preprocess/05_groups.ipynb #ae2aa7d4
 _ROWS = 5000
 
-
+# %% ../../nbs/preprocess/05_groups.ipynb #89737c0b
 def group_scores(
     frame: pd.DataFrame,  # features and target, of rows that have one
     name: str,  # of the column that groups
@@ -60,13 +60,14 @@ def group_scores(
     x = np.column_stack([_codes(rows[c]) for c in rows if c not in target.targets])
     tree = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
     score = r2_score if regression else balanced_accuracy_score
-    folds = KFold(3, shuffle=True, random_state=0), GroupKFold(3)
+    by_rows = KFold(3, shuffle=True, random_state=0).split(x)
+    folds = list(by_rows), list(GroupKFold(3).split(x, groups=groups))
     model = tree(max_iter=60, min_samples_leaf=5, random_state=0, early_stopping=False)
-    guesses = (cross_val_predict(model, x, y, groups=groups, cv=cv) for cv in folds)
+    guesses = (cross_val_predict(model, x, y, cv=cv) for cv in folds)
     by_row, by_group = (float(score(y, guess)) for guess in guesses)
     return by_row, by_group
 
-
+# %% ../../nbs/preprocess/05_groups.ipynb #41c28fe0
 def _codes(values: pd.Series) -> np.ndarray:
     if type_of(values) == "date":
         return ((values - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(float)
