@@ -43,7 +43,9 @@ def said(frame: pd.DataFrame) -> str:
 def asked(frame: pd.DataFrame, text: Any, name: str = "x") -> Any:
     "What a model of the table makes of a text in JSON; the text itself where it is refused."
     spec = TableInput(
-        columns=[Column(name=name, type=type_of(frame[name]), **frame.attrs["rules"].get(name, {}))],
+        columns=[
+            Column(name=name, type=type_of(frame[name]), **frame.attrs["rules"].get(name, {}))
+        ],
         numbers=[Number(column=name, fill=0)] if type_of(frame[name]) == "number" else [],
     )
     try:
@@ -56,15 +58,30 @@ def asked(frame: pd.DataFrame, text: Any, name: str = "x") -> Any:
 
 NUMBERS = {
     "decimal comma": (["15,9", "7,5", "3"], ";", [15.9, 7.5, 3], "decimal comma"),
-    "German thousands": (["7.263,55", "12,5", "1.000"], ";", [7263.55, 12.5, 1000], "thousands '.'"),
+    "German thousands": (
+        ["7.263,55", "12,5", "1.000"],
+        ";",
+        [7263.55, 12.5, 1000],
+        "thousands '.'",
+    ),
     "English thousands": (["1,234.50", "12", "9,876"], ",", [1234.5, 12, 9876], "thousands ','"),
     "Indian thousands": (["12,34,567", "1,234", "56"], ",", [1234567, 1234, 56], "thousands ','"),
     "blanks": (["1 234,5", "12 345", "7"], ";", [1234.5, 12345, 7], "thousands blank"),
-    "no-break blanks": (["1\u202f234", "12\u00a0345", "7"], ",", [1234, 12345, 7], "thousands blank"),
+    "no-break blanks": (
+        ["1\u202f234", "12\u00a0345", "7"],
+        ",",
+        [1234, 12345, 7],
+        "thousands blank",
+    ),
     "apostrophes": (["1'234.5", "12’345", "7"], ",", [1234.5, 12345, 7], "thousands"),
     "dollars": (["$1,200", "$950", "-$3.50"], ",", [1200, 950, -3.5], "'$' removed"),
     "euros behind": (["1.200,50 €", "3,00 €", "7 €"], ";", [1200.5, 3, 7], "'€' removed"),
-    "codes of a currency": (["CHF 5.50", "CHF 7", "CHF 1'000"], ",", [5.5, 7, 1000], "'CHF' removed"),
+    "codes of a currency": (
+        ["CHF 5.50", "CHF 7", "CHF 1'000"],
+        ",",
+        [5.5, 7, 1000],
+        "'CHF' removed",
+    ),
     "per cent": (["5%", "7.5 %", "0"], ",", [5, 7.5, 0], "'%' removed"),
     "a unit": (["165cm", "170cm", "181 cm"], ",", [165, 170, 181], "'cm' removed"),
     "a unit of two words": (["3 sq ft", "4.5 sq ft"], ",", [3, 4.5], "'sq ft' removed"),
@@ -99,7 +116,7 @@ WORDS = {
     "fractions": (["1/2", "3/4", "1 1/2"], ""),
     "letters first": (["A12", "A13", "B7"], ""),
     "seasons": (["2009/10", "2010/11", "2011/12"], ""),
-    "heights": (["165cm", "5' 4\"\"", "5' 7\"\"", "1.7m"], ""),
+    "heights": (["165cm", '5\' 4""', '5\' 7""', "1.7m"], ""),
     "magnitudes": ([f"{i}{'kM'[i % 2]}" for i in range(1, 20)], "several units: 'k' (9), 'M' (10)"),
 }
 
@@ -115,7 +132,27 @@ def test_what_only_looks_like_numbers_stays_words(
 
 @pytest.mark.parametrize(
     "mark",
-    [*("?", "-", ".", "--", "NA", "N/A", "n/a", "NaN", "null", "NULL", "None", "inf", "-Infinity", " ", "#N/A", "\\N", "—")],
+    [
+        *(
+            "?",
+            "-",
+            ".",
+            "--",
+            "NA",
+            "N/A",
+            "n/a",
+            "NaN",
+            "null",
+            "NULL",
+            "None",
+            "inf",
+            "-Infinity",
+            " ",
+            "#N/A",
+            "\\N",
+            "—",
+        )
+    ],
 )
 def test_a_mark_for_nothing_is_missing_where_the_rest_are_numbers(
     tmp_path: Path, mark: str
@@ -203,7 +240,11 @@ DATES = {
     "quarters first": (["Q3/2019", "Q4/2019"], "2019-07-01", "read as dates"),
     "months": (["1998-03", "1998-04"], "1998-03-01", ""),
     "year first": (["2004/3/31", "2004/4/1"], "2004-03-31", "read as dates"),
-    "with an offset": (["2004-03-31 01:00+02:00", "2004-04-01 01:00+02:00"], "2004-03-30T23:00", ""),
+    "with an offset": (
+        ["2004-03-31 01:00+02:00", "2004-04-01 01:00+02:00"],
+        "2004-03-30T23:00",
+        "",
+    ),
 }
 
 
@@ -215,7 +256,12 @@ def test_dates_as_people_write_them_are_read_said_and_served(
     assert type_of(frame["x"]) == "date"
     assert frame["x"][0] == pd.Timestamp(first)
     assert note in said(frame)
-    assert pd.Timestamp(asked(frame, cells[0])).tz_localize(None) in (pd.Timestamp(first), pd.Timestamp(cells[0]).tz_localize(None)) if "offset" in note else asked(frame, cells[0]) != "refused"
+    assert (
+        pd.Timestamp(asked(frame, cells[0])).tz_localize(None)
+        in (pd.Timestamp(first), pd.Timestamp(cells[0]).tz_localize(None))
+        if "offset" in note
+        else asked(frame, cells[0]) != "refused"
+    )
     assert asked(frame, "2004-03-01") in ("2004-03-01", "2004-03-01T00:00:00")
     assert asked(frame, "soon") == "refused"
 

@@ -250,13 +250,16 @@ def read_text(
 
 # %% ../../nbs/preprocess/04_column_types.ipynb #21b599d2
 def _promising(rest: Mapping[str, int]) -> set[str]:
-    "Return what the first cells could be: dates, numbers."
-    first = list(rest)[:200]
+    "Return what a hundred of the cells could be: dates, numbers."
+    some = list(rest)[:: -(-len(rest) // 100)]
+    short = [c for c in some if len(c) < 60 and re.search(r"\d", c)]
+    if len(short) < 0.7 * len(some):
+        return set()
     likely = {
-        "date": sum(bool(read_date(c, "dmy") or read_date(c, "mdy")) for c in first),
-        "number": sum(bool(taken_apart(c)) for c in first),
+        "date": sum(bool(read_date(c, "dmy") or read_date(c, "mdy")) for c in short),
+        "number": sum(bool(taken_apart(c)) for c in short),
     }
-    return {what for what, n in likely.items() if n >= 0.7 * len(first)}
+    return {what for what, n in likely.items() if n >= 0.7 * len(some)}
 
 
 def _again(text: pd.Series, hints: Hints) -> Reading:

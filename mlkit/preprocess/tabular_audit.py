@@ -281,7 +281,7 @@ def audit(
         )
     notes = (*notes, *rare)
     if not (data.group or data.time or held_by(frame)):
-        notes = (*notes, *proposals(frame, [c for c in others if c not in left], target))
+        notes = (*notes, *proposals(frame, [*alone], target))
     return TabularAudit(_called(source).strip("'"), frame, target, left, alone, rules, notes)
 
 
