@@ -76,6 +76,8 @@ def _inferred_kind(frame: pd.DataFrame, targets: tuple[str, ...]) -> tuple[str, 
     count, kind = values.nunique(), type_of(values)
     if kind in ("text", "boolean"):
         return "classification", f"classification: {name} holds {count} different values of {kind}"
+    if kind == "date":
+        return "regression", f"regression: {name} holds dates"
     numbers = values.astype(float)
     if not is_amount(numbers, name):
         other = "; data.task=table-regression learns them as numbers" if count > 2 else ""
@@ -118,7 +120,7 @@ def find_target(
     if words := [t for t in targets if type_of(frame[t]) != "number"]:
         told = [n for n in frame.attrs.get("notes", ()) if n.startswith(f"{words[0]}: ")]
         raise DataError(
-            f"{', '.join(map(repr, words))} cannot be predicted as a number: it is a column of {type_of(frame[words[0]])}"
+            f"{', '.join(map(repr, words))} cannot be predicted as a number: it is a column of {type_of(frame[words[0]])}; name another in data.target"
             + "".join(f"; {note}" for note in told)
         )
     logs = tuple(_long_tail(frame[t].dropna()) for t in targets)
