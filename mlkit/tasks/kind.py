@@ -173,11 +173,17 @@ def match_kind(
                 matches.append((kind, match))
         except DataError as e:
             errors.append(e)
-    sure = [m for m in matches if m[1].sure] or matches
+    sure = [m for m in matches if m[1].sure]
+    if errors and not sure:
+        ways = "".join(
+            f"; --set data.task={m.task} learns from the {k.name} alone" for k, m in matches
+        )
+        raise DataError(f"{errors[0]}{ways}")
+    sure = sure or matches
     if len(sure) == 1:
         return sure[0]
     if not sure:
-        raise errors[0] if errors else DataError(_nobody(found))
+        raise DataError(_nobody(found))
     ways = "; ".join(f"--set data.task={m.task} ({m.reason})" for _, m in sure)
     raise DataError(f"{found.given!r} can be learned from in {len(sure)} ways; choose one: {ways}")
 
@@ -188,6 +194,7 @@ def _nobody(found: Source) -> str:
     held += [
         f"{n} files {suffix or 'without a suffix'}" for suffix, n in sorted(found.others.items())
     ]
+    held += [note for note in found.notes("") if "HEIC" in note]
     return (
         f"{found.given!r} holds {', '.join(held) or 'nothing that is read'}, and nothing says what is to be learned. Give a folder with a folder of images or .txt "
         "files for each class, images/ beside masks/, a table, or a CSV file with a column that names images"
