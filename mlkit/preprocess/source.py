@@ -345,7 +345,9 @@ class Examples:
         None  # labels or numbers, in order; None = the labels that occur
     )
     notes: tuple[str, ...] = ()  # what was left aside, and what else a reader should know
-    sure: bool = True  # False: only if nothing else can be learned from the source
+    sure: bool = field(
+        default=True, kw_only=True
+    )  # False: only if nothing else can be learned from the source
 
 # %% ../../nbs/preprocess/01_source.ipynb #93bdded5
 HELD = "is_valid"  # fastai's name for the column that says which rows are held out

@@ -178,7 +178,7 @@ def match_kind(
         ways = "".join(
             f"; --set data.task={m.task} learns from the {k.name} alone" for k, m in matches
         )
-        raise DataError(f"{errors[0]}{ways}")
+        raise DataError(f"{errors[-1]}{ways}")
     sure = sure or matches
     if len(sure) == 1:
         return sure[0]
