@@ -8,8 +8,9 @@ __all__ = ['printable', 'one_spelling', 'image_examples', 'grouped', 'read_sourc
 # %% ../../nbs/preprocess/01_image_source.ipynb #58d8ce5b
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed
@@ -37,7 +38,16 @@ from mlkit.preprocess.named_files import (
     names_in,
     settled_rows,
 )
-from .source import DataError, Example, Examples, Source, look, role_of, text_table
+from mlkit.preprocess.source import (
+    DataError,
+    Example,
+    Examples,
+    Source,
+    look,
+    role_of,
+    text_table,
+    walk,
+)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
 def printable(
@@ -211,13 +221,28 @@ def _part_of_table(top: Path, path: Path) -> str:
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
     cells = text_table(found.root, settings)
-    near = [look(str(folder), settings) for folder in (found.root.parent, found.root.parent.parent)]
+    near = [
+        look(str(folder), settings)
+        for folder in (found.root.parent, found.root.parent.parent)
+        if _may_name(cells.columns, folder)
+    ]
     hits = (
         n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
     )
-    if (hit := next(hits, None)) is None:
+    if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
-    return named_files(found.root, cells, hit or near[0], settings.data)
+    return named_files(found.root, cells, hit or found, settings.data)
+
+
+_FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere
+
+
+def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
+    "Return whether a file below the folder is called as some cell: most tables name none, and reading what lies around them takes seconds."
+    some = {c.replace("\\", "/").rpartition("/")[2] for v in columns.values() for c in v[:_FIRST]}
+    words = {word for c in some - {""} for word in (c, c.rpartition(".")[0])} - {""}
+    files = islice(walk(folder), _MOST)
+    return any(p.name in words or p.stem in words or p.suffix == ".zip" for p in files)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
 def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:

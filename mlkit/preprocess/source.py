@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'TEXTS', 'HELD', 'DataError', 'find_mount', 'file_kind', 'Role', 'words_in', 'role_of', 'Source', 'look',
-           'locate', 'table_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
+           'locate', 'walk', 'table_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
 
 # %% ../../nbs/preprocess/01_source.ipynb #57391a0b
 import os
@@ -219,7 +219,7 @@ def look(
     ignore = {name.strip() for name in settings.data.ignore.split(",")} - {""}
     found: dict[str, list[Path]] = {"image": [], "text": [], "table": []}
     unread, left, broken = [], set(), 0
-    for path in _walk(root):
+    for path in walk(root):
         if hit := ignore & set(path.relative_to(root).parts):
             left |= hit
         elif path.is_symlink() and not path.exists():
@@ -266,7 +266,9 @@ _EXPECTED = (
 )
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(
+    root: Path,
+) -> Iterator[Path]:
     "Yield the files below `root`; links are followed, each folder once."
     seen: set[str] = set()
     for top, folders, files in os.walk(root, followlinks=True):
