@@ -399,6 +399,144 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     assert "12 .heic" in notes and "where pillow-heif is installed" in notes
 
 
+# What a stranger brought: layouts of public data sets, small. ------------------------------------------------------
+
+
+def of_classes(top: Path, *patterns: str, n: int = 6) -> None:
+    for pattern, i in itertools.product(patterns, range(n)):
+        image(top / pattern.format(i))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "right"),
+    [
+        (  # parts whose names share words
+            [f"asl_{p}/asl_{p}/{c}/{{}}.jpg" for p in ("train", "test") for c in "AB"],
+            {(c, p): 6 for c in "AB" for p in ("train", "valid")},
+        ),
+        (  # Keras' folder for what has no class
+            ["train/cat/{}.jpg", "train/dog/{}.jpg", "test/unknown/{}.jpg"],
+            {("cat", ""): 6, ("dog", ""): 6},
+        ),
+        (
+            ["cat/{}.jpg", "dog/{}.jpg", "annotations/{}.png", "images_2/{}.jpg"],
+            {("cat", ""): 6, ("dog", ""): 6},
+        ),
+        (["photos/rose_{}.jpg", "photos/tulip_{}.jpg"], {("rose", ""): 6, ("tulip", ""): 6}),
+    ],
+)
+def test_parts_and_annotations_are_no_classes(
+    patterns: list[str], right: dict, tmp_path: Path
+) -> None:
+    of_classes(tmp_path, *patterns)
+    assert counted(tmp_path) == right
+
+
+@pytest.mark.parametrize(
+    "where", ["{}/images/{{}}.png {}/masks/{{}}.png", "{}/{{}}.png {}/{{}}_mask.png"]
+)
+def test_a_mask_is_of_no_class(where: str, tmp_path: Path) -> None:
+    for label in ("benign", "malignant"):
+        of_classes(tmp_path, *where.format(label, label).split())
+    assert counted(tmp_path, "data.task=image-classification") == {
+        ("benign", ""): 6,
+        ("malignant", ""): 6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "masked"),
+    [
+        ("Original/{}.tif", "Ground Truth/{}.tif"),
+        ("leftImg8bit/{}_leftImg8bit.png", "gtFine/{}_gtFine_labelIds.png"),
+        ("train/images/{}.png", "train/masks/{}.png"),
+    ],
+)
+def test_a_part_without_masks_does_not_judge(images: str, masked: str, tmp_path: Path) -> None:
+    for i in range(9):
+        image(tmp_path / images.format(i))
+        mask(tmp_path / masked.format(i))
+    if "train" in images:
+        of_classes(tmp_path, "test/images/x{}.png", "valid/images/y{}.png")
+    settings = load_settings(f"data.source={tmp_path}")
+    task, _ = infer_task(settings)
+    parts = task.data.split(task.data.audit(str(tmp_path), settings), settings)
+    assert task.name == "image-segmentation" and len(parts.train) + len(parts.valid) == 9
+
+
+def test_a_list_in_each_part_means_the_images_beside_it(tmp_path: Path) -> None:
+    for part, shift in (("train", 0), ("test", 1)):
+        of_classes(tmp_path, f"{part}/{{}}.png", n=12)
+        lines = (f"{i}.png,{'ab'[(i + shift) % 2]}" for i in range(12))
+        rows(tmp_path / part / "metadata.csv", "file_name,label", *lines)
+    assert counted(tmp_path) == {(c, p): 6 for c in "ab" for p in ("train", "valid")}
+
+
+def test_a_folder_and_a_list_that_disagree_are_a_question(tmp_path: Path) -> None:
+    of_classes(tmp_path, "line1/{}.jpg", "line2/{}.jpg")
+    lines = (f"{d}/{i}.jpg,{('ok', 'bad')[i % 2]}" for d in ("line1", "line2") for i in range(6))
+    rows(tmp_path / "labels.csv", "path,label", *lines)
+    with pytest.raises(DataError, match="labels.csv says another; .*data.ignore=labels.csv"):
+        task_of(tmp_path)
+    assert counted(tmp_path / "labels.csv") == {("ok", ""): 6, ("bad", ""): 6}
+    assert set(counted(tmp_path, "data.ignore=labels.csv")) == {("line1", ""), ("line2", "")}
+
+
+def test_which_folders_are_the_classes_is_a_question(tmp_path: Path) -> None:
+    of_classes(
+        tmp_path, *(f"{v}/{c}/{{}}.jpg" for v in ("color", "grey") for c in ("rust", "scab"))
+    )
+    with pytest.raises(DataError, match="each of color, grey holds the folders rust, scab"):
+        task_of(tmp_path)
+    lower, upper = "data.label_pattern=/([^/]+)/[^/]+$", "data.label_pattern=/(color|grey)/"
+    assert counted(tmp_path, lower) == {("rust", ""): 12, ("scab", ""): 12}
+    assert counted(tmp_path, upper) == {("color", ""): 12, ("grey", ""): 12}
+
+
+def test_a_weight_that_is_an_image_name_is_a_weight(tmp_path: Path) -> None:
+    of_classes(tmp_path, "apples/{}.jpg", n=30)
+    rows(tmp_path / "w.csv", "id,grams", *(f"{i},{(i + 1) % 30}" for i in range(30)))
+    assert task_of(tmp_path / "w.csv") == "image-regression"
+
+
+@pytest.mark.parametrize(
+    ("beside", "head", "line", "told"),
+    [
+        ("{}.txt", "", "", "go with the images and say where things are"),
+        ("{}.xml", "", "", "go with the images and say where things are"),
+        ("", "filename,class,xmin,ymin", "{0}.jpg,a,{1},2", "'xmin' say where boxes are"),
+        ("", "filename,label", "{0}.jpg,{1}", "an image has one answer"),
+        ("scans/s{}.dcm", "id,age,target", "s{1},{1},{0}", r"names 24 files \(.dcm\)"),
+    ],
+)
+def test_what_cannot_be_learned_is_told(
+    beside: str, head: str, line: str, told: str, tmp_path: Path
+) -> None:
+    for i in range(24):
+        if beside:
+            (tmp_path / beside.format(i)).parent.mkdir(exist_ok=True)
+            (tmp_path / beside.format(i)).write_text(f"0 0.5 0.5 0.2 0.{i}")
+    if "scans" not in beside:
+        of_classes(tmp_path, "{}.jpg", n=12)
+    if head:
+        rows(tmp_path / "list.csv", head, *(line.format(i // 2, i) for i in range(24)))
+    with pytest.raises(DataError, match=told):
+        task_of(tmp_path)
+
+
+def test_plots_beside_a_table_are_a_question(tmp_path: Path) -> None:
+    rows(
+        tmp_path / "results.csv",
+        "a,b,kind",
+        *(f"{i * 7 % 50},{i % 17},{'xy'[i % 2]}" for i in range(60)),
+    )
+    of_classes(tmp_path, "figures/{}.png")
+    assert task_of(tmp_path) == "table-classification"
+    of_classes(tmp_path, "loss_{}.png", "acc_{}.png")
+    with pytest.raises(DataError, match="in 2 ways"):
+        task_of(tmp_path)
+
+
 # Texts, and tables that hold them. ---------------------------------------------------------------------------------
 
 WORDS = "see the talk page for the article edit source and thanks".split()
@@ -496,3 +634,12 @@ def test_where_few_rows_differ_the_share_is_kept(tmp_path: Path) -> None:
     task = infer_task(settings)[0]
     parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
     assert 18 <= len(parts.valid) <= 24 and "copies stand on both sides" in parts.how
+
+
+def test_two_different_rows_are_split_by_row(tmp_path: Path) -> None:
+    lines = (f"{'treated' if i % 5 == 0 else 'control'},{i % 2}" for i in range(40))
+    rows(tmp_path / "trial.csv", "group,outcome", *lines)
+    settings = load_settings(f"data.source={tmp_path / 'trial.csv'}", "data.target=outcome")
+    task = infer_task(settings)[0]
+    parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
+    assert set(parts.train["group"]) == {"treated", "control"} and 6 <= len(parts.valid) <= 10

@@ -81,8 +81,8 @@ def flags_of(
 ) -> dict[str, bool] | None:
     "Return what each spelling of a column of flags means; None for a column that mostly holds anything else."
     words = [c.lower() for c in cells if c]
-    pair = next((p for p in _FLAGS if mostly(p.__contains__, words)), None)
-    return pair and {pair[0]: False, pair[1]: True}
+    pair = max(_FLAGS, key=lambda p: sum(w in p for w in words))
+    return {pair[0]: False, pair[1]: True} if mostly(pair.__contains__, words) else None
 
 
 def number_of(

@@ -71,8 +71,9 @@ def group_scores(
 def _codes(values: pd.Series) -> np.ndarray:
     if type_of(values) == "date":
         return ((values - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(float)
-    if type_of(values) == "number":
-        return values.to_numpy(float)
+    if type_of(values) == "number":  # a column of gaps alone has no bins
+        numbers = values.astype(float)
+        return numbers.fillna(numbers.min() - 1).fillna(0).to_numpy()
     codes = pd.factorize(values.astype(str))[0]
     return codes.astype(float)
 

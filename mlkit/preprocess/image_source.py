@@ -8,8 +8,9 @@ __all__ = ['printable', 'one_spelling', 'image_examples', 'grouped', 'read_sourc
 # %% ../../nbs/preprocess/01_image_source.ipynb #58d8ce5b
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed
@@ -37,7 +38,16 @@ from mlkit.preprocess.named_files import (
     names_in,
     settled_rows,
 )
-from .source import DataError, Example, Examples, Source, look, role_of, text_table
+from mlkit.preprocess.source import (
+    DataError,
+    Example,
+    Examples,
+    Source,
+    look,
+    role_of,
+    text_table,
+    walk,
+)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
 def printable(
@@ -74,6 +84,10 @@ def _of_classes(found: Source, settings: Settings) -> Examples | None:
     kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
     if len({p.label for p in kept}) < 2 or folders_in_all(found.root, kept):
         return None
+    if not settings.data.task and (path := _says_otherwise(found, kept, settings)):
+        raise DataError(
+            f"{found.given!r}: folders say a class of each image, and {path.name} says another; give {path}, or leave it out with data.ignore={path.name}"
+        )
     return _examples(found, kept, "folders of images, a class each", notes)
 
 
@@ -94,7 +108,7 @@ def _examples(
 
 
 def _of_names(found: Source, settings: Settings) -> Examples | None:
-    given, placed = settings.data.label_pattern, by_folder(found.root, found.images)
+    given, placed = settings.data.label_pattern, by_folder(found.root, _unmasked(found))
     if given:
         files = [p.path.relative_to(found.root) for p in placed]
         kept, notes = settle(
@@ -116,9 +130,8 @@ def _of_names(found: Source, settings: Settings) -> Examples | None:
     kept, notes = settle(
         [replace(p, label=w) for p, w in zip(placed, words, strict=True)], "images"
     )
-    return _examples(
-        found, kept, f"the class in each name, by data.label_pattern = {pattern}", notes
-    )
+    reason = f"the class in each name, by data.label_pattern = {pattern}"
+    return replace(_examples(found, kept, reason, notes), sure=not found.table)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #cef8c221
 def _of_masks(found: Source, settings: Settings) -> Examples | None:
@@ -208,26 +221,74 @@ def _part_of_table(top: Path, path: Path) -> str:
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
     cells = text_table(found.root, settings)
-    near = [look(str(folder), settings) for folder in (found.root.parent, found.root.parent.parent)]
+    near = [
+        look(str(folder), settings)
+        for folder in (found.root.parent, found.root.parent.parent)
+        if _may_name(cells.columns, folder)
+    ]
     hits = (
         n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
     )
-    if (hit := next(hits, None)) is None:
+    if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
-    return named_files(found.root, cells, hit or near[0], settings.data)
+    return named_files(found.root, cells, hit or found, settings.data)
+
+
+_FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere
+
+
+def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
+    "Return whether a file below the folder is called as some cell: most tables name none, and reading what lies around them takes seconds."
+    some = {c.replace("\\", "/").rpartition("/")[2] for v in columns.values() for c in v[:_FIRST]}
+    words = {word for c in some - {""} for word in (c, c.rpartition(".")[0])} - {""}
+    files = islice(walk(folder), _MOST)
+    return any(p.name in words or p.stem in words or p.suffix == ".zip" for p in files)
+
+# %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
+def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:
+    "Return the table that names nine of ten images and says other classes than their folders."
+    label = {p.path: p.label for p in kept}
+    try:
+        for path, near in _naming(found, settings).items():
+            columns = text_table(path, settings).columns
+            paths, *_ = file_columns(columns, FileIndex(near.folder, near.images)).values()
+            rows = [(i, label[p]) for i, p in enumerate(paths) if p in label]
+            agrees = any(_as_folders([(v[i], said) for i, said in rows]) for v in columns.values())
+            if agrees or len({paths[i] for i, _ in rows}) < 0.9 * len(label):
+                continue
+            if named_files(path, text_table(path, settings), near, settings.data).task in (
+                CLASS,
+                LABELS,
+            ):
+                return path
+    except DataError:  # it is of no use, and the folders are
+        pass
+    return None
+
+
+def _as_folders(pairs: Sequence[tuple[str, str]]) -> bool:
+    "Return whether a column says what the folders say: in other words, or in the same ones in half of the rows."
+    alike = sum(cell == label for cell, label in pairs)
+    words, labels = ({pair[i] for pair in pairs} for i in (0, 1))
+    return 2 * alike >= len(pairs) or len(set(pairs)) == len(words) == len(labels)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
-def _of_rest(found: Source, settings: Settings) -> Examples | None:
-    "What cannot be learned: a single class, which is refused later by name, or folders that do not say which of them are the classes."
-    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+def _of_either(found: Source, settings: Settings) -> None:
+    "Raise `DataError` where folders do not say which of them are the classes."
+    kept, _ = settle(by_folder(found.root, _unmasked(found)), "images")
     if same := folders_in_all(found.root, kept):
         upper = sorted({p.label for p in kept})
         raise DataError(
             f"{found.given!r}: each of {listed(upper, 4)} holds the folders {listed(same, 4)}, so either may be the classes. Learn the lower ones with "
             f"--set 'data.label_pattern=/([^/]+)/[^/]+$', or the upper ones with --set 'data.label_pattern=/({'|'.join(upper)})/'; data.ignore leaves folders out"
         )
+
+
+def _of_rest(found: Source, settings: Settings) -> Examples | None:
+    "What cannot be learned: boxes and points, or a single class, which is refused later by name."
     if what := placed_things(found.root, found.images, (*found.texts, *found.unread)):
         raise DataError(f"{found.given!r}: {what}. {_ONE_ANSWER}")
+    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
     one = kept and not found.table
     return _examples(found, kept, "folders of images, a class each", notes) if one else None
 
@@ -237,12 +298,12 @@ _ONE_ANSWER = (
     "masks/ beside images/, or give a CSV file with a label for each image; --set data.task=image-classification takes folders as classes"
 )
 _WAYS = {
-    CLASS: (_of_classes, _of_tables, _of_names, _of_rest),
+    CLASS: (_of_classes, _of_tables, _of_either, _of_names, _of_rest),
     LABELS: (_of_tables,),
     NUMBERS: (_of_tables,),
     MASKS: (_of_masks, _of_tables),
 }
-_ALL = (_of_masks, _of_classes, _of_tables, _of_names, _of_rest)
+_ALL = (_of_masks, _of_classes, _of_tables, _of_either, _of_names, _of_rest)
 
 
 def image_examples(

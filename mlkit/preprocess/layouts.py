@@ -36,7 +36,9 @@ def descend(
         if len(names) != 1 or any(p.parent == top for p in files):
             return top
         below = top / names.pop()
-        if any(p.parent == below for p in files) and not role_of(below.name):
+        if any(p.parent == below for p in files) and not (
+            role_of(below.name) or below.name == top.name
+        ):
             return top  # a single class
         top = below
     return top
@@ -92,8 +94,13 @@ def by_folder(
 
 
 def _class(folder: Path, files: Sequence[Path], part: str) -> list[Placed]:
-    "Return the files of one class; their folders may say their parts."
+    "Return the files of one class; their folders may say their parts, or that they are masks of the others."
     direct, groups = _children(folder, files)
+    masks = {n for n in groups if role_of(n) == Role("", "mask")}
+    if any(role_of(n).content == "image" for n in groups) and masks:
+        return [
+            Placed(p, "" if n in masks else folder.name, part) for n in groups for p in groups[n]
+        ]
     if direct or not all(role_of(n).part for n in groups):
         return [Placed(p, folder.name, part) for p in files]
     return [Placed(p, folder.name, role_of(n).part) for n in groups for p in groups[n]]

@@ -413,11 +413,12 @@ def settled_rows(
     "Return the examples with part train, valid or none: a test part judges where there is no other."
     parts = {e.part for e in examples}
     aside = {"test"} if {"valid", "test"} <= parts else {"unlabelled"}
+    aside |= parts - {e.part for e in examples if not e.problem} - {""}
     notes = [
         f"left out: {sum(e.part == p for e in examples)} rows of the {p} part"
         for p in aside & parts
     ]
-    swap = {"test": "valid"}
+    swap = {"test": "valid"} if parts - aside != {"train"} else {"train": ""}
     return tuple(
         replace(e, part=swap.get(e.part, e.part)) for e in examples if e.part not in aside
     ), notes

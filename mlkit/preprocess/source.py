@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'TEXTS', 'HELD', 'DataError', 'find_mount', 'file_kind', 'Role', 'words_in', 'role_of', 'Source', 'look',
-           'locate', 'table_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
+           'locate', 'walk', 'table_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
 
 # %% ../../nbs/preprocess/01_source.ipynb #57391a0b
 import os
@@ -217,7 +217,7 @@ def look(
     ignore = {name.strip() for name in settings.data.ignore.split(",")} - {""}
     found: dict[str, list[Path]] = {"image": [], "text": [], "table": []}
     unread, left, broken = [], set(), 0
-    for path in _walk(root):
+    for path in walk(root):
         if hit := ignore & set(path.relative_to(root).parts):
             left |= hit
         elif path.is_symlink() and not path.exists():
@@ -264,7 +264,9 @@ _EXPECTED = (
 )
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(
+    root: Path,
+) -> Iterator[Path]:
     "Yield the files below `root`; links are followed, each folder once."
     seen: set[str] = set()
     for top, folders, files in os.walk(root, followlinks=True):
@@ -343,6 +345,9 @@ class Examples:
         None  # labels or numbers, in order; None = the labels that occur
     )
     notes: tuple[str, ...] = ()  # what was left aside, and what else a reader should know
+    sure: bool = field(
+        default=True, kw_only=True
+    )  # False: only if nothing else can be learned from the source
 
 # %% ../../nbs/preprocess/01_source.ipynb #93bdded5
 HELD = "is_valid"  # fastai's name for the column that says which rows are held out

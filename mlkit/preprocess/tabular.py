@@ -91,7 +91,8 @@ def _held(found: TabularAudit, settings: Settings) -> tuple[np.ndarray, str]:
     strata = [[s] for s in _strata(rows, found.target, bool(data.group))]
     held = hold_out(units.tolist(), strata, data.valid, seed=settings.train.seed)
     how = f"by {data.group}" if data.group else "by content, each class or tenth in the same shares"
-    if data.group or abs(held.mean() - data.valid) < 0.15 * data.valid + 2 / len(held):
+    near = abs(held.mean() - data.valid) < 0.15 * data.valid + 2 / len(held)
+    if data.group or (near and len(set(units.tolist())) >= 5 / data.valid):
         return held, how
     copies = pd.Series(units).groupby(units).cumcount()
     held = hold_out(
@@ -167,7 +168,7 @@ def _check_enough(found: TabularAudit, least: int) -> None:
     few = {label: n for label, n in counts.items() if n < least}
     if len(counts) < 2 or few:
         counted = listed([f"{label} ({n})" for label, n in (few or counts).items()])
-        numbers = type_of(found.usable[name]) == "number"
+        numbers = type_of(found.usable[name]) == "number" and len(counts) > 2
         other = " If they are amounts, set data.task=table-regression." if numbers else ""
         raise DataError(
             f"{len(few)} of {len(counts)} classes of {name!r} have fewer than {least} rows: {counted}.{other} "

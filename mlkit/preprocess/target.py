@@ -160,6 +160,9 @@ def _may_be_target(values: pd.Series, name: str) -> bool:
         str(name), [f"{v:.0f}" for v in values[:1000].dropna()]
     )
     names_rows = kind == "text" and count > 0.9 * values.notna().sum() and count > 20
+    numbers_rows = numbers_rows or re.search(
+        r"(^|[_. ])(time_?stamps?|unix_?time)$", str(name), re.I
+    )
     return count > 1 and kind != "date" and not numbers_rows and not names_rows
 
 

@@ -173,11 +173,17 @@ def match_kind(
                 matches.append((kind, match))
         except DataError as e:
             errors.append(e)
-    sure = [m for m in matches if m[1].sure] or matches
+    sure = [m for m in matches if m[1].sure]
+    if errors and not sure:
+        ways = "".join(
+            f"; --set data.task={m.task} learns from the {k.name} alone" for k, m in matches
+        )
+        raise DataError(f"{errors[-1]}{ways}")
+    sure = sure or matches
     if len(sure) == 1:
         return sure[0]
     if not sure:
-        raise errors[0] if errors else DataError(_nobody(found))
+        raise DataError(_nobody(found))
     ways = "; ".join(f"--set data.task={m.task} ({m.reason})" for _, m in sure)
     raise DataError(f"{found.given!r} can be learned from in {len(sure)} ways; choose one: {ways}")
 

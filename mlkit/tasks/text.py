@@ -214,7 +214,9 @@ def match(
             return None
         return Match("text-classification", texts.reason)
     examples = text_examples(found, settings)
-    return examples and Match(examples.task, examples.reason, sure=not _captions(found))
+    if examples is None or (found.images and len({e.label for e in examples.examples}) < 2):
+        return None  # lists beside images
+    return Match(examples.task, examples.reason, sure=not _captions(found))
 
 
 def _captions(found: Source) -> bool:

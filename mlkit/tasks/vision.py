@@ -47,7 +47,11 @@ def match(
     ):
         return None
     examples = image_examples(found, settings)
-    return Match(examples.task, examples.reason) if examples and examples.examples else None
+    return (
+        Match(examples.task, examples.reason, examples.sure)
+        if examples and examples.examples
+        else None
+    )
 
 
 def settled(
