@@ -254,7 +254,7 @@ def mask_pairs(
     odd = {p.relative_to(top).parts[0] for p in others} if not images else set()
     if len(odd) == 1:  # Original/ beside Ground Truth/
         images = others
-    if not masks or not images or (len(images) < len(others) and not given):
+    if not masks or not images or len(images) < len(others) / (2 if given else 1):
         return _beside(files)
     affixes = match_names([p.stem for p in images], [p.stem for p in masks])
     keyed = [{}, {}]

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -278,6 +279,7 @@ def named_files(
                 f"{path}: data.{key}: no column {name!r}; columns: {listed(columns, 50)}"
             )
     _check_missing(path, cells, columns[column], found[column])
+    _check_repeated(path, cells, found[column])
     masks = next(
         (c for c in others if c in free and not {*found[c]} & {*found[column]} - {None}), None
     )
@@ -396,7 +398,7 @@ def _examples(
         raise DataError(
             f"{path} has no label in {len(bare)} lines, such as {listed(bare)}; fill them in or remove them"
         )
-    _check_repeated(path, cells, examples)
+    _check_repeated(path, cells, found[column], [(e.label, e.target) for e in examples])
     kept, more = settled_rows(examples)
     return Examples(
         learned.task,
@@ -427,19 +429,19 @@ def settled_rows(
 _CORNERS = re.compile(r"x_?min|bbox.*|box(es)?|bounding_?box(es)?|x1|left|objects", re.I)
 
 
-def _check_repeated(path: Path, cells: Cells, examples: Sequence[Example]) -> None:
+def _check_repeated(path: Path, cells: Cells, paths: Sequence, answers: Sequence = ()) -> None:
     "Raise `DataError` where rows say different things of one image, as rows for its boxes do."
     said = defaultdict(set)
-    for e in examples:
-        said[e.path].add((e.label, e.target))
-    more = [p.name for p, answers in said.items() if len(answers) > 1]
+    for image, answer in zip_longest(paths, answers):
+        said[image].add(answer)
+    more = [p.name for p, told in said.items() if len(told) > 1]
     boxes = [c for c in cells.columns if _CORNERS.fullmatch(c.strip())]
-    if 20 * len(more) > len(said) or (boxes and len(said) < len(examples)):
+    if 20 * len(more) > len(said) or (boxes and len(said) < len(paths)):
         what = (
             f"columns such as {boxes[0]!r} say where boxes are, which mlkit does not learn"
             if boxes
             else "an image has one answer"
         )
         raise DataError(
-            f"{path} has {len(examples)} rows for {len(said)} images, such as {listed(more, 3)}: {what}. Keep one row for each image, with all of its labels in one column"
+            f"{path} has {len(paths)} rows for {len(said)} images, such as {listed(more or [p.name for p in said], 3)}: {what}. Keep one row for each image, with all of its labels in one column"
         )
