@@ -89,4 +89,5 @@ def for_eyes(
 ) -> Image.Image:
     "Return the image in RGB; one of more than 8 bits from its own least to its own greatest value."
     levels = choose_levels([found])[0] if is_deep(image) and (found := extent(image)) else None
+    image.load()  # its file may be closed next
     return to_color(image, "RGB", levels)
