@@ -2468,6 +2468,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlkit/preprocess/text_source.py'),
                                               'mlkit.preprocess.text_source.find_columns': ( 'preprocess/text_source.html#find_columns',
                                                                                              'mlkit/preprocess/text_source.py'),
+                                              'mlkit.preprocess.text_source.find_prose': ( 'preprocess/text_source.html#find_prose',
+                                                                                           'mlkit/preprocess/text_source.py'),
                                               'mlkit.preprocess.text_source.has_classes': ( 'preprocess/text_source.html#has_classes',
                                                                                             'mlkit/preprocess/text_source.py'),
                                               'mlkit.preprocess.text_source.is_prose': ( 'preprocess/text_source.html#is_prose',

@@ -155,7 +155,7 @@ def info(server: Server, name: str) -> dict[str, Any]:
     [
         ("labels", "image-multilabel", "labels with '|' between them"),
         ("ink", "image-regression", "column ink: numbers"),
-        ("masks", "image-segmentation", "images/ and masks/"),
+        ("masks", "image-segmentation", "images, and masks in masks/"),
     ],
 )
 def test_the_task_is_found_out_and_said(
@@ -239,7 +239,7 @@ def test_a_bad_input_is_refused_by_name(trained: Trained, server: Server, name: 
     for bad, status, words in [
         ([{"b64": 7}], 422, "instances.0.b64"),
         ([{"b64": "§"}], 422, "instances.0.b64"),
-        ([{"picture": ""}], 422, "instances.0.picture"),
+        ([{"picture": ""}], 422, "instances.0: 'picture' is unknown"),
         ([{"b64": base64.b64encode(good).decode()}, {}], 422, "instances.1.b64"),
         ([{"b64": base64.b64encode(good[:40]).decode()}], 422, "instances.0"),
         ([{"b64": base64.b64encode(b"words").decode()}], 415, "instances.0"),

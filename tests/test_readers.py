@@ -24,9 +24,10 @@ from mlkit.inference.inputs import BatchError, Inputs
 from mlkit.inference.predictor import Predictor
 from mlkit.kaggle.competitions import shape_submission
 from mlkit.preprocess.columns import read_table, type_of
-from mlkit.preprocess.source import DataError, read_source
+from mlkit.preprocess.image_source import read_source
+from mlkit.preprocess.source import DataError
 from mlkit.preprocess.tabular_audit import audit
-from mlkit.preprocess.text import audit as audit_texts
+from mlkit.preprocess.text_audit import audit as audit_texts
 
 SETTINGS = load_settings()
 Rows = list[list[str]]
@@ -202,8 +203,8 @@ def test_spam_in_latin_1_keeps_every_text(tmp_path: Path) -> None:
     (tmp_path / "spam.csv").write_bytes(f"v1,v2,,,\r\n{lines}".encode("latin-1"))
     found = audit_texts(str(tmp_path / "spam.csv"), load_settings("data.target=v1"))
     assert found.quarantine == {} and found.count() == {"ham": 60, "spam": 30}
-    assert [p.text for p in found.pictures] == [text for _, text in texts]
-    assert any("cp1252" in said for what, said in found.rows() if what == "read as")
+    assert [p.text for p in found.records] == [text for _, text in texts]
+    assert any("cp1252" in said for what, said in found.rows() if what == "note")
 
 
 def test_texts_in_files_have_an_encoding_each(tmp_path: Path) -> None:
@@ -239,9 +240,9 @@ def test_the_audit_says_how_a_table_was_read(tmp_path: Path) -> None:
     )
     path.write_bytes(f"Luftgüte;;;;\r\nwhen;co;class;;\r\n{rows}{';;;;' * 1}\r\n".encode("cp1252"))
     found = audit(str(path), load_settings("data.keep=when,co"))
-    said = [finding for what, finding in found.rows() if what == "read as"]
+    said = [finding for what, finding in found.rows() if what == "note"]
     assert len(found.frame) == 80 and list(found.frame) == ["when", "co", "class"]
-    assert said == list(found.to_dict()["notes"]) and len(said) == 3
+    assert said == list(found.to_dict()["notes"])
     assert "cp1252" in said[0] and said[1] == "separator: ;" and "'Luftgüte'" in said[2]
 
 

@@ -199,14 +199,19 @@ def runs(
     ] = None,
 ) -> Result:
     "The table of runs."
+    from mlkit.config import MlkitError
     from mlkit.runs.record import falls, list_runs, plot_runs
 
     records, metric = list_runs(load().paths.runs), "accuracy" if sort == "started" else sort
-    if plot:
-        plot_runs(records, metric, plot)
+    error = None
+    try:
+        if plot:
+            plot_runs(records, metric, plot)
+    except MlkitError as e:  # the table is of use all the same
+        error = e
     if sort != "started":
         sign = 1 if falls(sort) else -1
         records = sorted(
             records, key=lambda r: (sort not in r.metrics, sign * r.metrics.get(sort, 0))
         )
-    return Result([asdict(r) for r in records], _table_of(records, metric))
+    return Result([asdict(r) for r in records], _table_of(records, metric), error=error)

@@ -255,6 +255,8 @@ def _from_hub(name: str) -> dict[str, torch.Tensor]:
 class MaskDice(DiceMulti):
     "fastai's mean Dice of the classes, over the pixels that are of a class."
 
+    name = "dice_multi"  # as fastai calls it, in histories and reports
+
     def accumulate(self, learn: Any) -> None:
         "Count a batch."
         known = learn.y != NO_CLASS

@@ -39,7 +39,7 @@ _IDENTIFIER = re.compile(
 
 
 _TIME = re.compile(
-    r"(^|[_ .])(year|yr|season|date|day|month|week|quarter|hour|time|t|period|epoch|wave)|(year|date|time)$",
+    r"(^|[_ .])(year|yr|season|date|day|month|week|quarter|hour|time|t|period|epoch|wave)s?($|[_ .\d])|(year|date|time|start|end)$",
     re.I,
 )
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'TASK', 'word_count', 'is_prose', 'number_of_any', 'TextColumns', 'find_columns', 'names_of', 'letters',
-           'has_classes', 'TextExamples', 'text_examples']
+           'find_prose', 'has_classes', 'TextExamples', 'text_examples']
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #65b145ec
 import re
@@ -39,12 +39,13 @@ def word_count(
 def is_prose(
     name: str,
     cells: Sequence[str],
+    least: float = 8,  # words in the mean
 ) -> bool:
     "Return whether a column holds texts: eight words in the mean, three where its name says so, and nearly all different."
     some = [c for c in cells[:: max(1, len(cells) // _SOME)] if c]
     if not some or 2 * len(set(some)) < len(some) or mostly(number_of_any, some):
         return False
-    least = 3 if name.strip().lower() in _NAMES else 8
+    least = 3 if name.strip().lower() in _NAMES else least
     return sum(map(word_count, some)) >= least * len(some)
 
 
@@ -93,7 +94,7 @@ def find_columns(
         for c, v in columns.items()
         if c not in aside and len(set(v)) > 1 and not counts_rows(c, v)
     }
-    prose = [c for c, v in free.items() if is_prose(c, v)]
+    prose = find_prose(free)
     texts = asked["text"] or tuple(sorted(prose, key=lambda c: _rank(c, free))[:1])
     if not texts or len(asked["target"]) > 1:
         return None
@@ -120,6 +121,16 @@ def letters(
 ) -> int:
     "Return how much is written in these columns."
     return sum(sum(map(len, columns[name])) for name in names)
+
+
+def find_prose(
+    columns: Mapping[str, Sequence[str]],
+) -> list[str]:
+    "Return the columns that hold texts; one that stands alone beside a label may be of three words, as messages are."
+    prose = [c for c, v in columns.items() if is_prose(c, v)]
+    short = [] if prose else [c for c, v in columns.items() if is_prose(c, v, 3)]
+    alone = len(short) == 1 and letters(columns, short) >= 0.8 * letters(columns, columns)
+    return prose or (short if alone else [])
 
 
 def has_classes(

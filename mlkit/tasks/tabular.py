@@ -31,7 +31,7 @@ from ..preprocess.source import DataError, Source, text_table
 from ..preprocess.tabular import dataloaders, prepared, split, stand_in
 from ..preprocess.tabular_audit import audit
 from ..preprocess.target import Target, find_target
-from ..preprocess.text_source import MOST, find_columns, has_classes, is_prose, letters
+from ..preprocess.text_source import MOST, find_columns, find_prose, has_classes, letters
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/03_tabular.ipynb #d921ec91
@@ -256,7 +256,7 @@ def _beside_texts(path: Path, goal: Match, settings: Settings) -> Match | None:
     "Return the match unless texts say most of what the table says."
     columns, data = text_table(path, settings).columns, settings.data
     aside = {w.strip() for w in f"{data.ignore},{data.keep}".split(",")}
-    prose = [c for c, v in columns.items() if c not in aside and is_prose(c, v)]
+    prose = find_prose({c: v for c, v in columns.items() if c not in aside})
     share = letters(columns, prose) / max(letters(columns, columns), 1)
     if not prose:
         return goal

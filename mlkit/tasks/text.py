@@ -33,7 +33,7 @@ from ..model.text import learner, vocab_of
 from ..preprocess.source import Source, text_table
 from ..preprocess.text import dataloaders
 from ..preprocess.text_audit import CHARACTERS, audit
-from ..preprocess.text_source import find_columns, has_classes, is_prose, text_examples
+from ..preprocess.text_source import find_columns, find_prose, has_classes, text_examples
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/04_text.ipynb #8ad99674
@@ -207,7 +207,7 @@ def match(
         return None
     if path and not settings.data.text:
         columns = text_table(path, settings).columns
-        if not any(is_prose(c, v) for c, v in columns.items()):
+        if not find_prose(columns):
             return None
         texts = find_columns(columns, settings.data)
         if not has_classes(columns, texts) or texts.share < _LEAST:
