@@ -324,8 +324,10 @@ def _none_found(path: Path, cells: Cells, source: Source) -> None:
     for name, values in cells.columns.items():
         named = name.strip().lower() in _FILES and not mostly(number_of, values)
         if named or mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
+            index = FileIndex(source.folder, source.images)
+            lost = [v for v in values if v and not index.find(v)]
             raise DataError(
-                f"{path}: column {name!r} names {len(values)} images, and few or none are in {source.folder}: {listed(values, 3)}. "
+                f"{path}: column {name!r} names {len(lost)} of {len(values)} files that do not exist: {listed(lost, 3)}. "
                 "They are looked for by path, by name and by name without suffix, beside the table, below, and in the folder above"
             )
 
