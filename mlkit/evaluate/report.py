@@ -25,7 +25,6 @@ from mlkit.evaluate.data_issues import (
     plot_label_issues,
     plot_near_duplicates,
 )
-from ..preprocess.split import Split
 
 # %% ../../nbs/evaluate/07_report.ipynb #2c9f03dd
 _NO_METRIC = ("epoch", "train_loss", "valid_loss", "seconds")

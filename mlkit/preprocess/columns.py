@@ -7,7 +7,6 @@ __all__ = ['read_table', 'to_frame', 'type_of']
 
 # %% ../../nbs/preprocess/05_columns.ipynb #46f84261
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
