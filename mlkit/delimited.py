@@ -17,6 +17,7 @@ from datetime import date, datetime, time, timedelta
 from itertools import islice
 from typing import Any
 
+from .config import listed
 from .encodings import Encoding, TableError, decode, find_encoding  # noqa: F401  handed on
 
 # %% ../nbs/06_delimited.ipynb #a482a297
@@ -181,12 +182,8 @@ def name_columns(
     bare = [own for name, own in zip(given, unique, strict=True) if not name]
     twice = [f"{n!r} is {o!r}" for n, o in zip(given, unique, strict=True) if n and n != o]
     if twice:
-        notes.append(f"names that are there twice: the later {_listed(twice)}")
+        notes.append(f"names that are there twice: the later {listed(twice)}")
     return tuple(unique), tuple(bare), notes
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
 
 # %% ../nbs/06_delimited.ipynb #0bc9a8f5
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ def find_layout(
     head, body, notes = list(records[above]), records[above + 1 :], []
     whole = [r for r in body if len(r) == width]
     if above and (said := [" ".join(r).strip() for r in records[:above]]):
-        text = _listed([repr(s[:40]) for s in said if s]) or "empty"
+        text = listed([repr(s[:40]) for s in said if s]) or "empty"
         notes.append(f"lines above the head that are left out: {text}")
     shorter = len(head) == width - 1 and any(r[-1].strip() for r in whole)
     if shorter and _row_names(whole, separator, alone=len(head) == 1):

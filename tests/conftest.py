@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -444,3 +445,12 @@ def _no_settings_of_this_machine() -> Iterator[None]:
     kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("MLKIT_")}
     yield
     os.environ.update(kept)
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "What earlier versions wrote: bundles, runs, a notebook, answers."
+    folder = tmp_path_factory.mktemp("past")
+    with tarfile.open(Path(__file__).with_name("past.tar.xz")) as packed:
+        packed.extractall(folder, filter="data")
+    return folder

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,14 +63,6 @@ for folder in map(Path, sys.argv[1:]):
         out = task_of(learn).data.answers(learn, items)
     np.save(folder.parent.name, out)
 """
-
-
-@pytest.fixture(scope="module")
-def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("past")
-    with tarfile.open(Path(__file__).with_name("past.tar.xz")) as packed:
-        packed.extractall(folder, filter="data")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import lzma
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,14 +30,6 @@ from mlkit.preprocess.text_audit import audit as audit_texts
 
 SETTINGS = load_settings()
 Rows = list[list[str]]
-
-
-@pytest.fixture(scope="module")
-def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("past")
-    with tarfile.open(Path(__file__).with_name("past.tar.xz")) as packed:
-        packed.extractall(folder, filter="data")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from .body import declared_length
 from .errors import _HANDLERS, _LOG, _on_bug, _problem
 from .model_host import ModelHost
 from .service import Service, _predict
+from ..config import split_names
 
 # %% ../../nbs/api/09_middleware.ipynb #c8a3a8d9
 _ACCESS = logging.getLogger("mlkit.access")
@@ -111,7 +112,7 @@ class RequestMiddleware:
         service: Service,
     ):
         self.app, self.service, self.state, self.way = app, service, app.state, self._enter
-        if origins := [o.strip() for o in service.api.cors.split(",") if o.strip()]:
+        if origins := list(split_names(service.api.cors)):
             self.way = _Cors(
                 self._enter,
                 allow_origins=origins,

@@ -7,6 +7,8 @@ __all__ = ['read_table', 'to_frame', 'type_of']
 
 # %% ../../nbs/preprocess/05_columns.ipynb #46f84261
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ import pandas as pd
 from ..config import Settings, listed
 from ..delimited import name_columns, to_text
 from .column_types import EXACT, read_columns
-from .source import DataError, look, table_of
+from .source import DataError, look, table_of, version_of
 from ..tables import Table
 
 # %% ../../nbs/preprocess/05_columns.ipynb #1a560b3e
@@ -27,7 +29,6 @@ def read_table(
     settings: Settings,  # `kaggle.input` is used
 ) -> pd.DataFrame:
     "Return the table with columns of float64, int64, bool, datetime64 or text; raise `DataError`."
-    separator = ""
     if isinstance(source, pd.DataFrame):
         columns, notes = _from_frame(source)
     elif source.startswith("sklearn:"):
@@ -37,18 +38,25 @@ def read_table(
         if found.table is None:
             names = listed([p.name for p in found.tables]) or "no table"
             raise DataError(f"{source!r} holds {names}; give the file that is meant")
-        table = table_of(found.table, settings.data)
-        columns, notes = dict(to_frame(table).items()), list(table.notes)
-        separator = table.separator
+        path, encoding = found.table, settings.data.encoding
+        return _from_file(path, encoding, _called(source), version_of(path)).copy(deep=False)
+    return _with_types(columns, notes, _called(source))
+
+
+@lru_cache(maxsize=1)  # of the table that is looked at and then learned from
+def _from_file(path: Path, encoding: str, name: str, version: Any) -> pd.DataFrame:
+    table = table_of(path, encoding)
+    return _with_types(dict(to_frame(table).items()), list(table.notes), name, table.separator)
+
+
+def _with_types(
+    columns: Mapping[str, pd.Series], notes: list[str], name: str, separator: str = ""
+) -> pd.DataFrame:
+    "Return the table of columns with their types; its `attrs` say how they were read."
     rows = max(map(len, columns.values()), default=0)
     if rows == 0 or len(columns) < 2:
         size = f"{rows} rows and {len(columns)} columns"
-        raise DataError(f"{_called(source)} has {size}; rows with a target and more are needed")
-    return _with_types(columns, notes, separator)
-
-
-def _with_types(columns: Mapping[str, pd.Series], notes: list[str], separator: str) -> pd.DataFrame:
-    "Return the table of columns with their types; its `attrs` say how they were read."
+        raise DataError(f"{name} has {size}; rows with a target and more are needed")
     typed = {n: _typed(values.reset_index(drop=True)) for n, values in columns.items()}
     text = {n: v for n, v in typed.items() if type_of(v) == "text"}
     others = any(v.isna().any() for n, v in typed.items() if n not in text)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ..config import DataSettings, Settings, listed
+from ..config import DataSettings, Settings, listed, split_names
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
@@ -194,7 +194,8 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
         ]
         kept, notes = settled_rows(rows)
         examples = replace(examples, examples=kept, notes=(*examples.notes, *notes))
-    return replace(examples, reason=f"{' and '.join(p.name for p in each)}, {examples.reason}")
+    reason = f"{' and '.join(p.name for p in each)}, {examples.reason}"
+    return replace(examples, reason=reason, read=tuple(each))
 
 
 def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
@@ -221,11 +222,8 @@ def _part_of_table(top: Path, path: Path) -> str:
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
     cells = text_table(found.root, settings)
-    near = [
-        look(str(folder), settings)
-        for folder in (found.root.parent, found.root.parent.parent)
-        if _may_name(cells.columns, folder)
-    ]
+    folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
+    near = [look(str(f), settings, most=_MOST) for f in folders]
     hits = (
         n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
     )
@@ -235,6 +233,12 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
 
 
 _FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere
+
+
+def _around(table: Path) -> list[Path]:
+    "Return the folders in which its images may lie: its own and the one above, but never a whole disk."
+    own = table.absolute().parent
+    return [f for f in (own, own.parent) if f != f.parent]
 
 
 def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
@@ -316,16 +320,14 @@ def image_examples(
         ways = (_of_names,)
     elif not settings.data.task and numbers_beside(found.root, found.images, found.texts):
         ways = (_of_rest,)
-    tried = ((way, way(found, settings)) for way in ways)
-    way, examples = next((t for t in tried if t[1]), (None, None))
+    examples = next(filter(None, (way(found, settings) for way in ways)), None)
     if examples is None:
         return None
-    if way is _of_tables:  # one of them was read
-        found = replace(found, tables=found.tables[1:])
+    found = replace(found, tables=tuple(t for t in found.tables if t not in examples.read))
     listed, alike = one_spelling(examples.examples)
     if found.root.is_dir() and not any(e.group or e.time for e in listed):
         listed = grouped(listed, settings.data)
-    ignore = {w.strip() for w in settings.data.ignore.split(",")} - {""}
+    ignore = split_names(settings.data.ignore)
     listed = [e for e in listed if e.label not in ignore or not e.label]
     notes = (*examples.notes, *alike, *found.notes("image"))
     return replace(examples, examples=tuple(sorted(listed, key=lambda e: e.name)), notes=notes)

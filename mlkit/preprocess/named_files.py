@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from ..config import DataSettings, listed
+from ..config import DataSettings, listed, split_names
 from mlkit.preprocess.cells import (
     between_labels,
     counts_rows,
     flags_of,
+    is_number,
     mostly,
     number_of,
     part_column,
@@ -67,17 +68,12 @@ def resolve(
     "Return the file that each cell names, None where there is none."
     found = [index.find(c) if c else [] for c in cells]
     folders = Counter(p.parent for paths in found for p in paths)
-
-    def preference(path: Path) -> tuple[bool, bool, bool, int]:
-        role = role_of(path.parent.name)
-        return (
-            role.content != "mask",
-            role.part == "train",
-            role.part != "test",
-            folders[path.parent],
-        )
-
-    return [max(paths, key=preference) if paths else None for paths in found]
+    roles = {f: role_of(f.name) for f in folders}
+    rank = {
+        f: (r.content != "mask", r.part == "train", r.part != "test", folders[f])
+        for f, r in roles.items()
+    }
+    return [max(paths, key=lambda p: rank[p.parent]) if paths else None for paths in found]
 
 # %% ../../nbs/preprocess/01_named_files.ipynb #173fc789
 def file_columns(
@@ -90,9 +86,11 @@ def file_columns(
         some = [c for c in cells if c]
         if not some or not any(index.find(c) for c in some[:: max(1, len(some) // 200)]):
             continue
+        bare = not any(Path(c).suffix for c in some)  # `a` may be a word or a file's name
+        if bare and 4 * len(set(some)) < len(some):
+            continue  # half of them would be too few files
         paths = resolve(cells, index)
         hits = [p for p in paths if p]
-        bare = not any(Path(c).suffix for c in some)  # `a` may be a word or a file's name
         if 2 * len(hits) >= len(some) and not (bare and 2 * len(set(hits)) < len(hits)):
             found[name] = paths
     return dict(sorted(found.items(), key=lambda f: -len({p for p in f[1] if p})))
@@ -118,7 +116,7 @@ def _find_targets(
     data: DataSettings,
     where: str,
 ) -> tuple[str, ...]:
-    asked = tuple(w.strip() for w in data.target.split(",") if w.strip())
+    asked = split_names(data.target)
     if unknown := [c for c in asked if c not in columns]:
         raise DataError(
             f"{where}: data.target: no column {', '.join(map(repr, unknown))} to learn; columns: {', '.join(columns) or 'none'}"
@@ -127,7 +125,7 @@ def _find_targets(
     named = next((lower[n] for n in _LABELS if n in lower), None)
     if asked or named or len(columns) == 1:
         return asked or ((named,) if named else tuple(columns))
-    for fits in (flags_of, lambda cells: mostly(lambda c: number_of(c) is not None, cells)):
+    for fits in (flags_of, lambda cells: mostly(is_number, cells)):
         if columns and all(fits(cells) for cells in columns.values()):
             return tuple(columns)
     raise DataError(
@@ -161,7 +159,7 @@ def _purpose(
                 targets,
                 between,
             )
-    numbers = all(mostly(lambda c: number_of(c) is not None, cells) for cells in columns.values())
+    numbers = all(mostly(is_number, cells) for cells in columns.values())
     if asked == NUMBERS or (numbers and (more or not _few_kinds(targets[0], first))):
         comma = (
             ", with a decimal comma" if any(re.fullmatch(r"[+-]?\d+,\d+", c) for c in first) else ""
@@ -252,10 +250,10 @@ def named_files(
         return _none_found(path, cells, source)
     column, *others = found
     part = part_column({c: v for c, v in columns.items() if c not in found})
-    ignored = {w.strip() for w in data.ignore.split(",")}
+    ignored = split_names(data.ignore)
     given = {column, part[0] if part else "", data.group, data.time, *ignored}
     free = {c: v for c, v in columns.items() if c not in given}
-    asked = {w.strip() for w in data.target.split(",")}
+    asked = set(split_names(data.target))
     rows = {c for c, v in free.items() if (counts_rows(c, v) or len(set(v)) < 2) and c not in asked}
     free = {
         c: v for c, v in free.items() if c not in rows
@@ -322,7 +320,7 @@ _FILES = "path file filename file_name filepath file_path image_path img_path im
 def _none_found(path: Path, cells: Cells, source: Source) -> None:
     "Raise `DataError` if a column names images although none of them is there."
     for name, values in cells.columns.items():
-        named = name.strip().lower() in _FILES and not mostly(number_of, values)
+        named = name.strip().lower() in _FILES and not mostly(is_number, values)
         if named or mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
             index = FileIndex(source.folder, source.images)
             lost = [v for v in values if v and not index.find(v)]

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'TEXTS', 'HELD', 'DataError', 'find_mount', 'file_kind', 'Role', 'words_in', 'role_of', 'Source', 'look',
-           'locate', 'walk', 'table_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
+           'locate', 'walk', 'table_of', 'version_of', 'Cells', 'text_table', 'Example', 'Examples', 'part_of']
 
 # %% ../../nbs/preprocess/01_source.ipynb #57391a0b
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from ..config import DataSettings, MlkitError, Settings, listed
+from ..config import MlkitError, Settings, listed, split_names
 from ..delimited import TableError, to_text
 from ..inference.vision import reads_heif
 from .samples import write_digits
@@ -87,6 +89,9 @@ def file_kind(
 
 def _begins_as_image(path: Path) -> bool:
     try:
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) and about.st_size):  # a pipe would be waited for
+            return False
         with open(path, "rb") as f:
             head = f.read(12)
     except OSError:
@@ -208,16 +213,18 @@ class Source:
 def look(
     given: str,  # folder, file, kaggle:owner/dataset
     settings: Settings,  # `data.ignore`, `kaggle.input`
+    *,
+    most: int | None = None,  # files, the first ones; None = all
 ) -> Source:
     "Return what lies at `given`; raise `DataError` for nothing at all."
     root = locate(given, settings)
     if not root.is_dir():
         kind = "table" if file_kind(root) != "image" else "image"  # what is given by name is meant
         return Source(given, root, **{f"{kind}s": (root,)})
-    ignore = {name.strip() for name in settings.data.ignore.split(",")} - {""}
+    ignore = set(split_names(settings.data.ignore))
     found: dict[str, list[Path]] = {"image": [], "text": [], "table": []}
     unread, left, broken = [], set(), 0
-    for path in walk(root):
+    for path in islice(walk(root), most):
         if hit := ignore & set(path.relative_to(root).parts):
             left |= hit
         elif path.is_symlink() and not path.exists():
@@ -282,13 +289,24 @@ def walk(
 # %% ../../nbs/preprocess/01_source.ipynb #9e4f593f
 def table_of(
     path: Path,
-    data: DataSettings,  # `encoding` is used
-    *,
-    most: int | None = None,  # of the rows, the first ones
+    encoding: str,  # `data.encoding`
 ) -> Table:
-    "Return the table in a file, as every part of mlkit reads it; raise `DataError`."
+    "Return the table in a file, as every part of mlkit reads it, not to be changed; raise `DataError`."
+    return _table(path, encoding, version_of(path))
+
+
+def version_of(
+    path: Path,
+) -> tuple[int, int] | None:
+    "Return what changes with the file, None where there is none."
+    about = path.stat() if path.exists() else None
+    return about and (about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=1)  # it is looked at as text, then with types
+def _table(path: Path, encoding: str, version: Any) -> Table:
     try:
-        return read_table(path, encoding=data.encoding, most=most)
+        return read_table(path, encoding=encoding)
     except TableError as e:
         raise DataError(str(e)) from e
 
@@ -307,13 +325,12 @@ def text_table(
     settings: Settings,  # `data.encoding`
 ) -> Cells:
     "Return the cells of a table; raise `DataError`."
-    stat = path.stat() if path.exists() else None
-    return _cells(path, settings.data, stat and (stat.st_mtime_ns, stat.st_size))
+    return _cells(path, settings.data.encoding, version_of(path))
 
 
 @lru_cache(maxsize=4)
-def _cells(path: Path, data: DataSettings, stat: Any) -> Cells:
-    table = table_of(path, data)
+def _cells(path: Path, encoding: str, version: Any) -> Cells:
+    table = _table(path, encoding, version)
     columns = {
         n: [*map(to_text, column)] for n, column in zip(table.names, table.columns, strict=True)
     }
@@ -345,6 +362,7 @@ class Examples:
         None  # labels or numbers, in order; None = the labels that occur
     )
     notes: tuple[str, ...] = ()  # what was left aside, and what else a reader should know
+    read: tuple[Path, ...] = field(default=(), kw_only=True, repr=False)  # tables that say it
     sure: bool = field(
         default=True, kw_only=True
     )  # False: only if nothing else can be learned from the source

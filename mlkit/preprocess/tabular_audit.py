@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..config import Settings, listed
+from ..config import Settings, listed, split_names
 from .audit import Audit
 from .columns import _called, read_table, type_of
 from .groups import proposals
@@ -26,7 +26,6 @@ from mlkit.preprocess.target import (
     _check_columns,
     find_target,
     held_by,
-    names_of,
     to_label,
 )
 
@@ -260,9 +259,9 @@ def audit(
     notes, rules, mixed = (frame.attrs[k] for k in ("notes", "rules", "mixed"))
     target = find_target(frame, settings)
     frame, rare = _with_rare(frame, target, settings)
-    keep = names_of(data.keep)
+    keep = split_names(data.keep)
     for key in ("keep", "ignore", "group", "time"):
-        _check_columns(frame, f"data.{key}", names_of(getattr(data, key)))
+        _check_columns(frame, f"data.{key}", split_names(getattr(data, key)))
     others = [c for c in frame if c not in target.targets]
     left = _set_aside(frame, others, keep, settings)
     found = {c: useless(frame[c], c, mixed=c in mixed) for c in others if c not in {*left, *keep}}
@@ -325,7 +324,7 @@ def _set_aside(
 ) -> dict[str, str]:
     "Return the columns that the settings, or the split, keep from being learned from."
     data = settings.data
-    left = {c: "as data.ignore says" for c in names_of(data.ignore) if c in others}
+    left = {c: "as data.ignore says" for c in split_names(data.ignore) if c in others}
     if (column := held_by(frame)) in others and column not in keep:
         other = "group" if data.group else "time" if data.time else ""
         left.setdefault(column, f"data.{other} says which rows are held out" if other else PARTS)

@@ -22,7 +22,7 @@ from torch import nn
 
 import mlkit.model.outputs as express
 from ..bundle.manifest import Category, Column, Number, TableInput
-from ..config import Settings
+from ..config import Settings, split_names
 from ..inference.tabular import DATE_PARTS
 from ..model.outputs import ExportError, UnsupportedInput
 from ..model.tabular import learner
@@ -255,7 +255,7 @@ def _task_of(path: str, settings: Settings) -> tuple[str, str]:
 def _beside_texts(path: Path, goal: Match, settings: Settings) -> Match | None:
     "Return the match unless texts say most of what the table says."
     columns, data = text_table(path, settings).columns, settings.data
-    aside = {w.strip() for w in f"{data.ignore},{data.keep}".split(",")}
+    aside = split_names(f"{data.ignore},{data.keep}")
     prose = find_prose({c: v for c, v in columns.items() if c not in aside})
     share = letters(columns, prose) / max(letters(columns, columns), 1)
     if not prose:

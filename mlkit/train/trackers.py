@@ -14,7 +14,7 @@ from typing import Any
 
 from fastai.callback.core import Callback
 
-from ..config import MlkitError, Settings
+from ..config import MlkitError, Settings, split_names
 from ..runs.record import Run
 
 # %% ../../nbs/train/07_trackers.ipynb #a1c0de04
@@ -86,7 +86,7 @@ def tracked(
     run: Run,  # that is told of
 ) -> Iterator[Trackers]:
     "Yield who is told, and end their runs, as failed after an error; raise `TrackerError` when one cannot be had."
-    names = [n.strip() for n in settings.train.trackers.split(",") if n.strip()]
+    names = split_names(settings.train.trackers)
     if wrong := [n for n in names if n not in _TRACKERS]:
         raise TrackerError(
             f"no tracker {wrong[0]!r} (train.trackers); there is: {', '.join(_TRACKERS)}"
