@@ -691,8 +691,15 @@ def test_pages_of_named_origins_may_call(
     server: Server, start: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, allowed = {"origin": "https://page.example"}, "access-control-allow-origin"
-    r = httpx.get(f"{server.url}/v1/models", headers=mine)
-    assert r.is_success and allowed not in r.headers
+    for sent in (mine, {"sec-fetch-site": "cross-site"}):  # a page of elsewhere
+        for path in ("/v1/predict", "/v2/models/color/infer", "/v1/models"):
+            r = httpx.request(
+                "GET" if path.endswith("ls") else "POST", server.url + path, headers=sent
+            )
+            assert r.status_code == 403 and allowed not in r.headers, (path, r.text)
+            assert "api.cors" in r.json()["detail"]
+    own = {"origin": server.url, "content-type": "image/png"}
+    assert httpx.post(f"{server.url}/v1/predict", headers=own, content=picture()).is_success
     monkeypatch.setenv("MLKIT_API_KEYS", "sixteen-characters-and-more")
     asked = {"access-control-request-method": "POST"}
     asked["access-control-request-headers"] = "authorization,content-type"

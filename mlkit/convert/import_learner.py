@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
-from ..config import MlkitError, listed
+from ..config import MlkitError, listed, printable
 from .pickle_scan import Inspection, inspect
 from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
@@ -40,14 +40,10 @@ def _refusal(seen: Inspection, path: Path) -> str:
     rows = "\n".join(f"  {what}: {found}" for what, found in seen.rows())
     command = f"mlkit models import {shlex.quote(str(path))} --trust --sha256 {seen.sha256} --inputs EXAMPLES"
     return (
-        f"{seen.name} is a program, and opening it runs whatever its maker put in; it was not opened. Read off it:\n{_printable(rows)}\n"
+        f"{seen.name} is a program, and opening it runs whatever its maker put in; it was not opened. Read off it:\n{printable(rows)}\n"
         "A list that looks harmless proves nothing: open it only if you know who made it. To convert it once, in a process without network:\n"
         f"  {command}"
     )
-
-
-def _printable(text: str) -> str:  # what comes out of the file must not steer a terminal
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 # %% ../../nbs/convert/04_import_learner.ipynb #783afb1e
 _MOST_INPUTS = 512
@@ -104,7 +100,7 @@ def import_learner(
             )
         if seen.obstacles:
             raise ForeignError(
-                f"{path.name} was not opened: {_printable('; '.join(seen.obstacles))}", seen
+                f"{path.name} was not opened: {printable('; '.join(seen.obstacles))}", seen
             )
         _gather(inputs, box / "inputs")
         _open_in(box, seen, name, limits, without)
@@ -128,7 +124,7 @@ def _open_in(
     refused = box / "refused.json"
     if refused.is_file() and not refused.is_symlink():
         said = str(json.loads(refused.read_bytes()[: 1 << 20]).get("message"))
-        raise ForeignError(f"{seen.name} was not converted: {_printable(said)[:2000]}", seen)
+        raise ForeignError(f"{seen.name} was not converted: {printable(said)[:2000]}", seen)
 
 # %% ../../nbs/convert/04_import_learner.ipynb #18ff9fc0
 _MANIFEST = ("manifest.json", "manifest.json.sha256")
@@ -169,7 +165,7 @@ def _rewritten(
         Predictor(bundle).check_golden()
     except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
-            f"{seen.name} was opened, and what came out is no bundle: {_printable(str(e))[:2000]}",
+            f"{seen.name} was opened, and what came out is no bundle: {printable(str(e))[:2000]}",
             seen,
         ) from e
     return shutil.copytree(bundle, target)
