@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -809,6 +810,33 @@ def test_what_cannot_be_read_is_refused_in_its_turn(server: Server, broken: byte
             caller.sendall(sent)
             said = b"".join(iter(lambda c=caller: c.recv(65536), b""))
         assert [int(m) for m in re.findall(rb"HTTP/1.1 (\d+) ", said)] == expected
+
+
+def test_one_broken_model_takes_no_other_along(start: Callable, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    for name in ("color", "flat", "graph", "manifest", "pointer"):
+        bundle = make_bundle(tmp_path / name, name=name)
+        registry.promote(registry.add(bundle, name=name).ref)
+    (registry.root / "flat/1").rename(registry.root / "flat/kept")  # the version is gone
+    for damaged in ("graph/1/model.onnx", "manifest/1/manifest.json", "pointer/production.json"):
+        (registry.root / damaged).write_bytes(b"?")
+    with start(root=registry.root, cold=True) as server:
+        assert ask(server).is_success and is_ready(server)
+        told = httpx.get(f"{server.url}/v1/models").json()
+        assert [m["name"] for m in told["models"] if m["loaded"]] == ["color"]
+        assert sorted(told["troubles"]) == ["graph", "manifest", "pointer"], told["troubles"]
+        for name in told["troubles"]:
+            r = httpx.post(f"{server.url}/v1/models/{name}/predict", content=picture(), headers=PNG)
+            assert r.status_code == 503 and name in r.json()["detail"], r.text
+            assert httpx.get(f"{server.url}/v1/models/{name}").status_code in (200, 503)
+            assert httpx.get(f"{server.url}/v2/models/{name}").status_code in (200, 503)
+    words = ["models", "list", "--set", f"paths.models={registry.root}"]
+    run = partial(warm.run, kind="light", capture_output=True, text=True)
+    told = run([sys.executable, "-m", "mlkit", *words, "--json"])
+    wrong = {d["name"]: "trouble" in d for d in json.loads(told.stdout)}
+    assert wrong == {"color": False, "graph": False, "manifest": True, "pointer": True}
+    table = run([sys.executable, "-m", "mlkit", *words]).stdout
+    assert "color" in table and "pointer@1: " in table and "is damaged" in table
 
 
 # 20 s each: twenty pictures of 64 megapixels are decoded

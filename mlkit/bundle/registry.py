@@ -47,6 +47,7 @@ class Version:
     version: int
     path: Path
     production: bool
+    trouble: str = ""  # why nobody can tell whether it is in production; only `list` says it
 
     @property
     def not_better(self) -> str:
@@ -85,7 +86,7 @@ def _read_pointer(
         return pointer
     except FileNotFoundError:
         return _Pointer()
-    except (TypeError, ValueError) as e:
+    except (OSError, TypeError, ValueError) as e:
         remedy = f"delete it and run `mlkit models promote {home.name}@VERSION`"
         raise RegistryError(f"{home / POINTER} is damaged: {e}; {remedy}", home.name) from e
 
@@ -257,9 +258,18 @@ class Registry:
         current = _read_pointer(home).current
         return Version(name, number, home / str(number), production=number == current)
 
+    def _listed(self, name: str) -> Iterator[Version]:
+        try:
+            trouble, current = "", _read_pointer(self.root / name).current
+        except RegistryError as e:  # of one model, and no reason to say nothing of the others
+            trouble, current = str(e), None
+        for number in self._numbers(name):
+            path = self.root / name / str(number)
+            yield Version(name, number, path, number == current, trouble)
+
     def _hint(self, name: str) -> str:
         return nearest(name, self._names())
 
     def list(self) -> list[Version]:  # last: below it, `list` would mean this
-        "Return every version of every model, by name and number."
-        return [self._version(name, n) for name in self._names() for n in self._numbers(name)]
+        "Return every version of every model, by name and number; what is wrong with a model is in its versions' `trouble`."
+        return [version for name in self._names() for version in self._listed(name)]
