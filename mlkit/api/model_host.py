@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..bundle.graph import GraphError
 from ..bundle.manifest import BundleError, Manifest, verify_bundle
 from ..bundle.registry import Registry, RegistryError, Version
 from ..config import MlkitError, Settings, nearest
@@ -392,11 +393,13 @@ class _Watcher:
 
 
 def _publicly(error: Exception) -> str:  # callers may read it: no paths, and nothing of a library's
+    if isinstance(error, BundleError) and isinstance(error.__cause__, GraphError):
+        return str(error.__cause__)
     if isinstance(error, BundleError) and isinstance(error.__cause__, EngineError):
         return "no engine here can load its graph"
     if isinstance(error, BundleError):
         wrong = ", ".join(error.files) or "its bundle"
-        return f"{wrong}: missing, altered, or not answered as at export"
+        return f"{wrong}: missing, altered, not to be run, or not answered as at export"
     if isinstance(error, NoRoom):
         return str(error)
     if isinstance(error, RegistryError):

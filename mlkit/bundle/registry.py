@@ -19,6 +19,7 @@ from pathlib import Path
 from .files import clean_partial, publish, staging_dir, write_whole
 from mlkit.bundle.manifest import (
     MANIFEST,
+    MANIFEST_SHA256,
     BundleError,
     Manifest,
     read_manifest,
@@ -112,6 +113,14 @@ _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 _REF = re.compile(rf"({_NAME})(?:@([1-9][0-9]{{0,8}}|production|latest))?")
 
 
+def _copy(folder: Path, manifest: Manifest, part: Path) -> None:
+    "Copy the files that the manifest lists, and nothing else."
+    for name in (*manifest.files, MANIFEST, MANIFEST_SHA256):
+        place = part / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, place, follow_symlinks=False)
+
+
 def _parse(ref: str) -> tuple[str, str]:
     if not (match := _REF.fullmatch(ref)):
         forms = "name, name@3, name@production or name@latest, with a name of a-z 0-9 _ -"
@@ -137,15 +146,15 @@ class Registry:
         "Copy the bundle to its next version and return that; raise `BundleError` or `RegistryError`, adding nothing."
         if not re.fullmatch(_NAME, name):
             raise RegistryError(f"{name[:80]!r} is no model name; write a-z 0-9 _ -", name)
-        if (own := verify_bundle(folder).name) != name:
+        if (own := (manifest := verify_bundle(folder)).name) != name:
             raise RegistryError(f"the bundle in {folder} is named {own!r}, not {name!r}", name)
         home = self.root / name
         home.mkdir(parents=True, exist_ok=True)
         clean_partial(home)
         part = staging_dir(home / name)
         try:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
-            verify_bundle(part)  # the copy, for the original may have changed meanwhile
+            _copy(folder, manifest, part)
+            verify_bundle(part)  # the copy: the original may have changed, or be a link now
             with _locked(home):
                 number = max([_read_pointer(home).highest, *self._numbers(name)]) + 1
                 publish(part, home / str(number))

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..bundle.graph import check_graph
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
 from ..config import MlkitError, listed, printable
 from .pickle_scan import Inspection, inspect
@@ -161,7 +162,7 @@ def _rewritten(
             "input": _with_examples(left, manifest),
         }
         bundle = write_bundle(left.parents[1] / "checked", fields | own, files)
-        _check_graph(bundle / "model.onnx")
+        check_graph((bundle / "model.onnx").read_bytes())
         Predictor(bundle).check_golden()
     except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
@@ -181,29 +182,3 @@ def _with_examples(folder: Path, manifest: Manifest) -> Input:
         rows = json.loads((folder / golden.file).read_bytes()) | rows
     columns = (c.model_copy(update={"example": rows.get(c.name, c.example)}) for c in spec.columns)
     return spec.model_copy(update={"columns": tuple(columns)})
-
-
-def _check_graph(path: Path) -> None:
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    graph = onnx.load(path, load_external_data=False)
-    tensors = [t for t in _tensors(graph) if uses_external_data(t)]
-    domains = {o.domain for o in graph.opset_import} - {"", "ai.onnx"}
-    if tensors or domains:
-        raise BundleError(
-            f"the graph takes {len(tensors)} tensors from outside, and operators of {sorted(domains)}",
-            ["model.onnx"],
-        )
-
-
-def _tensors(message: Any) -> Any:  # every TensorProto in it, at any depth
-    if type(message).__name__ == "TensorProto":
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for one in (
-                value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value]
-            ):
-                yield from _tensors(one)
