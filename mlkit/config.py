@@ -294,6 +294,9 @@ class ApiSettings(_Section):
     drain_seconds: float = Field(
         2, ge=0, description="accepting goes on after SIGTERM, not ready, seconds"
     )
+    load_seconds: float = Field(
+        120, gt=0, description="time for a new version to be opened and asked, seconds"
+    )
     watch_seconds: float = Field(
         1, gt=0, description="pause between looks at the registry, seconds"
     )
