@@ -594,6 +594,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'mlkit/convert/import_learner.py'),
                                               'mlkit.convert.import_learner._check_graph': ( 'convert/import_learner.html#_check_graph',
                                                                                              'mlkit/convert/import_learner.py'),
+                                              'mlkit.convert.import_learner._check_there': ( 'convert/import_learner.html#_check_there',
+                                                                                             'mlkit/convert/import_learner.py'),
                                               'mlkit.convert.import_learner._gather': ( 'convert/import_learner.html#_gather',
                                                                                         'mlkit/convert/import_learner.py'),
                                               'mlkit.convert.import_learner._open_in': ( 'convert/import_learner.html#_open_in',

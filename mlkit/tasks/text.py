@@ -229,6 +229,7 @@ class TextKind(Kind):
 
     name = "text"
     uses = frozenset("data.max_tokens data.text data.workers".split())
+    tried = False
 
     match = staticmethod(match)
     audit = staticmethod(audit)
