@@ -493,6 +493,46 @@ def test_which_folders_are_the_classes_is_a_question(tmp_path: Path) -> None:
     assert counted(tmp_path, upper) == {("color", ""): 12, ("grey", ""): 12}
 
 
+def notes_of(source: Path, *assignments: str) -> str:
+    settings = load_settings(f"data.source={source}", *assignments)
+    return "; ".join(infer_task(settings)[0].data.audit(str(source), settings).notes)
+
+
+def test_drawers_are_no_classes(tmp_path: Path) -> None:
+    hexes = "0123456789abcdef"
+    for room in ("bedroom", "kitchen"):
+        of_classes(tmp_path / "two", *(f"{room}/{d}/{{}}.webp" for d in hexes), n=1)
+        of_classes(tmp_path / "deep", *(f"{room}/{d}/{d}/{d}/{{}}.webp" for d in "017"), n=2)
+    assert counted(tmp_path / "two") == {("bedroom", ""): 16, ("kitchen", ""): 16}
+    assert counted(tmp_path / "deep") == {("bedroom", ""): 6, ("kitchen", ""): 6}
+    of_classes(tmp_path / "one", *(f"lsun/bedroom/{d}/{{}}.webp" for d in hexes), n=1)
+    of_classes(tmp_path / "bare", *(f"train/{d}{e}/{{}}.jpg" for d in "19af" for e in "0b"), n=2)
+    assert counted(tmp_path / "one") == {("bedroom", ""): 16}
+    with pytest.raises(DataError, match="16 images, and nothing says what"):
+        task_of(tmp_path / "bare")
+
+
+def test_numbers_and_codes_are_classes(tmp_path: Path) -> None:
+    of_classes(tmp_path / "digits", *(f"mnist/{d}/{{}}.png" for d in range(10)), n=2)
+    of_classes(tmp_path / "nist", *(f"by_class/{c:x}/{{}}.png" for c in range(0x39, 0x7B)), n=1)
+    assert len(counted(tmp_path / "digits")) == 10 and len(counted(tmp_path / "nist")) == 66
+
+
+def test_folders_below_and_beside_the_classes_are_told(tmp_path: Path) -> None:
+    of_classes(tmp_path, "oak/bark/{}.png", "oak/leaf/{}.png", "elm/{}.png")
+    for name in ("ash/deep", "masks", "__MACOSX"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "yew").mkdir()
+    (tmp_path / "yew/1.txt").write_text("to do")
+    assert counted(tmp_path) == {("elm", ""): 6, ("oak", ""): 12}
+    told = notes_of(tmp_path)
+    assert "not told apart: bark, leaf; --set 'data.label_pattern=/([^/]+)/[^/]+$'" in told
+    assert "folders without an example: ash, yew" in told
+    assert "example: ash;" in notes_of(tmp_path, "data.ignore=yew")
+    lower = counted(tmp_path, "data.label_pattern=/([^/]+)/[^/]+$")
+    assert lower == {("bark", ""): 6, ("leaf", ""): 6, ("elm", ""): 6}
+
+
 def test_a_weight_that_is_an_image_name_is_a_weight(tmp_path: Path) -> None:
     of_classes(tmp_path, "apples/{}.jpg", n=30)
     rows(tmp_path / "w.csv", "id,grams", *(f"{i},{(i + 1) % 30}" for i in range(30)))

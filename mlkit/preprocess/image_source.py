@@ -10,10 +10,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from .file_index import file_columns, index_of
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
@@ -25,15 +27,14 @@ from mlkit.preprocess.layouts import (
     numbers_beside,
     placed_things,
     settle,
+    told_of_folders,
 )
 from mlkit.preprocess.named_files import (
     CLASS,
     LABELS,
     MASKS,
     NUMBERS,
-    FileIndex,
     check_unread,
-    file_columns,
     named_files,
     names_in,
     settled_rows,
@@ -81,21 +82,26 @@ def one_spelling(
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #004ad9a2
 def _of_classes(found: Source, settings: Settings) -> Examples | None:
-    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, notes = settle(_placed(found.root, found.images), "images")
     if len({p.label for p in kept}) < 2 or folders_in_all(found.root, kept):
         return None
     if not settings.data.task and (path := _says_otherwise(found, kept, settings)):
         raise DataError(
             f"{found.given!r}: folders say a class of each image, and {path.name} says another; give {path}, or leave it out with data.ignore={path.name}"
         )
+    notes += told_of_folders(found.root, kept, split_names(settings.data.ignore))
     return _examples(found, kept, "folders of images, a class each", notes)
 
 
-def _unmasked(found: Source) -> list[Path]:
-    "Return the images without those that are masks of others: they are of no class."
-    placed, _ = mask_pairs(found.root, found.images) or ([], "")
+_pairs = lru_cache(maxsize=2)(mask_pairs)  # several ways ask, and the audit asks again
+
+
+@lru_cache(maxsize=2)
+def _placed(root: Path, images: tuple[Path, ...]) -> tuple[Placed, ...]:
+    "Return the images as their folders say, without those that are masks of others: they are of no class."
+    placed, _ = _pairs(root, images) or ([], "")
     masks = {p.mask for p in placed if p.mask != p.path}
-    return [p for p in found.images if p not in masks]
+    return tuple(by_folder(root, [p for p in images if p not in masks]))
 
 
 def _examples(
@@ -108,7 +114,7 @@ def _examples(
 
 
 def _of_names(found: Source, settings: Settings) -> Examples | None:
-    given, placed = settings.data.label_pattern, by_folder(found.root, _unmasked(found))
+    given, placed = settings.data.label_pattern, _placed(found.root, found.images)
     if given:
         files = [p.path.relative_to(found.root) for p in placed]
         kept, notes = settle(
@@ -135,7 +141,7 @@ def _of_names(found: Source, settings: Settings) -> Examples | None:
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #cef8c221
 def _of_masks(found: Source, settings: Settings) -> Examples | None:
-    if not (pairs := mask_pairs(found.root, found.images)):
+    if not (pairs := _pairs(found.root, found.images)):
         return None
     placed, reason = pairs
     if "test" in (parts := {p.part for p in placed if p.mask}) and "valid" not in parts:
@@ -205,7 +211,7 @@ def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
         cells = text_table(path, settings)
         below = tuple(p for p in found.images if p.is_relative_to(path.parent))
         for near in (replace(found, root=path.parent, images=below), found):
-            if file_columns(cells.columns, FileIndex(near.folder, near.images)):
+            if file_columns(cells.columns, index_of(near)):
                 naming[path] = near
                 break
         else:
@@ -224,9 +230,7 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
     cells = text_table(found.root, settings)
     folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
     near = [look(str(f), settings, most=_MOST) for f in folders]
-    hits = (
-        n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
-    )
+    hits = (n for n in near if n.images and file_columns(cells.columns, index_of(n)))
     if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
     return named_files(found.root, cells, hit or found, settings.data)
@@ -255,7 +259,7 @@ def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -
     try:
         for path, near in _naming(found, settings).items():
             columns = text_table(path, settings).columns
-            paths, *_ = file_columns(columns, FileIndex(near.folder, near.images)).values()
+            paths, *_ = file_columns(columns, index_of(near)).values()
             rows = [(i, label[p]) for i, p in enumerate(paths) if p in label]
             agrees = any(_as_folders([(v[i], said) for i, said in rows]) for v in columns.values())
             if agrees or len({paths[i] for i, _ in rows}) < 0.9 * len(label):
@@ -279,7 +283,7 @@ def _as_folders(pairs: Sequence[tuple[str, str]]) -> bool:
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
 def _of_either(found: Source, settings: Settings) -> None:
     "Raise `DataError` where folders do not say which of them are the classes."
-    kept, _ = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, _ = settle(_placed(found.root, found.images), "images")
     if same := folders_in_all(found.root, kept):
         upper = sorted({p.label for p in kept})
         raise DataError(
@@ -292,7 +296,8 @@ def _of_rest(found: Source, settings: Settings) -> Examples | None:
     "What cannot be learned: boxes and points, or a single class, which is refused later by name."
     if what := placed_things(found.root, found.images, (*found.texts, *found.unread)):
         raise DataError(f"{found.given!r}: {what}. {_ONE_ANSWER}")
-    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, notes = settle(_placed(found.root, found.images), "images")
+    notes += told_of_folders(found.root, kept, split_names(settings.data.ignore))
     one = kept and not found.table
     return _examples(found, kept, "folders of images, a class each", notes) if one else None
 
