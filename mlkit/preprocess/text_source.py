@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from ..inference.text import joined
 from .cells import counts_rows, is_number, mostly, part_column
 from .image_source import one_spelling
 from .layouts import by_folder, settle
@@ -168,6 +169,7 @@ class TextExamples(Examples):
 
     texts: tuple[str, ...] | None = None  # of a table; None = each is a file
     columns: tuple[str, ...] = ()  # of the table, that hold them
+    unread: tuple[str, ...] = ()  # of the table, the others
 
 
 TASK = "text-classification"
@@ -214,10 +216,9 @@ def _of_table(path: Path, settings: Settings) -> TextExamples | None:
         )
         for i, label in enumerate(columns[found.label])
     ]
-    texts = tuple(
-        "\n".join(filter(None, cells))
-        for cells in zip(*(columns[t] for t in found.texts), strict=True)
-    )
+    texts = tuple(map(joined, zip(*(columns[t] for t in found.texts), strict=True)))
+    unread = tuple(c for c in columns if c not in found.texts)
+    notes = (*cells.notes, *found.notes)
     return TextExamples(
-        TASK, found.reason, tuple(examples), None, (*cells.notes, *found.notes), texts, found.texts
+        TASK, found.reason, tuple(examples), None, notes, texts, found.texts, unread
     )
