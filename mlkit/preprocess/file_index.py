@@ -8,8 +8,9 @@ __all__ = ['FileIndex', 'index_of', 'resolve', 'file_columns']
 # %% ../../nbs/preprocess/01_file_index.ipynb #6d00fe03
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from .source import Source, role_of
 
@@ -32,10 +33,22 @@ class FileIndex:
         self,
         cell: str,
     ) -> list[Path]:
-        "Return the files that the cell may mean: by the longest end of its path that is known."
-        parts = cell.strip().replace("\\", "/").removeprefix("./").split("/")
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        return next((self.known[e] for e in ends if e in self.known), [])
+        "Return the files that the cell may mean: by the longest end of its path that is known, in other letters' case if need be."
+        path = unquote(urlsplit(cell).path) if "://" in cell else cell
+        parts = path.strip().replace("\\", "/").removeprefix("./").split("/")
+        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        for known, words in ((self.known, ends), (self.folded, map(str.casefold, ends))):
+            if found := next((known[w] for w in words if w in known), None):
+                return found
+        return []
+
+    @cached_property
+    def folded(self) -> dict[str, list[Path]]:
+        "The same, as Windows compares names."
+        folded: dict[str, list[Path]] = defaultdict(list)
+        for key, paths in self.known.items():
+            folded[key.casefold()] += paths
+        return folded
 
 
 _index = lru_cache(maxsize=2)(FileIndex)  # a folder of a hundred thousand takes a second

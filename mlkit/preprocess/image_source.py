@@ -34,12 +34,15 @@ from mlkit.preprocess.named_files import (
     LABELS,
     MASKS,
     NUMBERS,
+    check_found,
     check_unread,
     named_files,
+    names_an_image,
     names_in,
     settled_rows,
 )
 from mlkit.preprocess.source import (
+    Cells,
     DataError,
     Example,
     Examples,
@@ -200,7 +203,8 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
         ]
         kept, notes = settled_rows(rows)
         examples = replace(examples, examples=kept, notes=(*examples.notes, *notes))
-    reason = f"{' and '.join(p.name for p in each)}, {examples.reason}"
+    names = {p.name for p in each} if len(each) < 2 else {_within(found, p) for p in each}
+    reason = f"{' and '.join(sorted(names))}, {examples.reason}"
     return replace(examples, reason=reason, read=tuple(each))
 
 
@@ -208,7 +212,7 @@ def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
     "Return the tables that name images, with those that each means: the ones beside it or below, else any."
     naming = {}
     for path in (p for p in found.tables if "submission" not in p.stem.lower()):
-        cells = text_table(path, settings)
+        cells = _cells(path, settings)
         below = tuple(p for p in found.images if p.is_relative_to(path.parent))
         for near in (replace(found, root=path.parent, images=below), found):
             if file_columns(cells.columns, index_of(near)):
@@ -216,7 +220,20 @@ def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
                 break
         else:
             check_unread(path, cells, found)
+    for path in found.tables if not naming else ():
+        check_found(path, _cells(path, settings), found)
     return naming
+
+
+def _within(found: Source, path: Path) -> str:
+    return path.relative_to(found.folder).as_posix()
+
+
+def _cells(path: Path, settings: Settings) -> Cells:
+    "Return the cells of a table without the columns that `data.ignore` names."
+    cells, ignored = text_table(path, settings), split_names(settings.data.ignore)
+    left = {c: v for c, v in cells.columns.items() if c not in ignored}
+    return replace(cells, columns=left) if len(left) < len(cells.columns) else cells
 
 
 def _part_of_table(top: Path, path: Path) -> str:
@@ -227,7 +244,7 @@ def _part_of_table(top: Path, path: Path) -> str:
 
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
-    cells = text_table(found.root, settings)
+    cells = _cells(found.root, settings)
     folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
     near = [look(str(f), settings, most=_MOST) for f in folders]
     hits = (n for n in near if n.images and file_columns(cells.columns, index_of(n)))
@@ -298,8 +315,22 @@ def _of_rest(found: Source, settings: Settings) -> Examples | None:
         raise DataError(f"{found.given!r}: {what}. {_ONE_ANSWER}")
     kept, notes = settle(_placed(found.root, found.images), "images")
     notes += told_of_folders(found.root, kept, split_names(settings.data.ignore))
+    if len({p.label for p in kept}) < 2 and (path := _lists_images(found)):
+        raise DataError(f"{found.given!r}: {path.name} lists its images; give {path}")
     one = kept and not found.table
     return _examples(found, kept, "folders of images, a class each", notes) if one else None
+
+
+def _lists_images(found: Source) -> Path | None:
+    "Return the text whose lines begin with names of the images: train.txt of `jpg/image_1.jpg 16`."
+    index = index_of(found)
+    for path in sorted(found.texts[:20], key=lambda p: role_of(p.stem).part != "train"):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            first = [line.replace(",", " ").split()[:1] for line in islice(lines, 50)]
+        hits = sum(bool(word and names_an_image(word[0]) and index.find(word[0])) for word in first)
+        if len(first) >= 5 and hits >= 0.9 * len(first):
+            return path
+    return None
 
 
 _ONE_ANSWER = (

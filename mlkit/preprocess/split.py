@@ -191,8 +191,13 @@ def _check_enough(found: FileAudit, data: DataSettings) -> None:
     if told := getattr(found, "refusal", ""):
         raise DataError(f"{found.source!r} has nothing to learn from: {told}{bad}")
     if len(found.labels) < 2 and found.task not in (LABELS, NUMBERS):
+        way = (
+            "; data.label_pattern takes classes from the names of files"
+            if found.task == CLASS
+            else ""
+        )
         raise DataError(
-            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{bad}"
+            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{way}{bad}"
         )
     _check_parts(found)
     if found.task in (MASKS, NUMBERS):

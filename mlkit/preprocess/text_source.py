@@ -17,6 +17,7 @@ from ..inference.text import joined
 from .cells import counts_rows, is_number, mostly, part_column
 from .image_source import one_spelling
 from .layouts import by_folder, settle
+from .named_files import names_an_image
 from .source import DataError, Example, Examples, Source, text_table
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #11fb095d
@@ -142,6 +143,7 @@ def _rank(name: str, columns: Mapping[str, Sequence[str]]) -> tuple[int, int]:
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #e0b1110f
 def _find_label(columns: Mapping[str, Sequence[str]], prose: Sequence[str]) -> str | None:
+    columns = {c: v for c, v in columns.items() if not mostly(names_an_image, v)}  # of captions
     lower = {c.strip().lower(): c for c in reversed(columns) if c not in prose}
     named = next((lower[n] for n in _LABEL if n in lower), None)
     few = [c for c, v in columns.items() if c not in prose and 2 * len(set(v)) <= len(v)]
