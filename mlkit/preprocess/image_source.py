@@ -297,6 +297,18 @@ def _as_folders(pairs: Sequence[tuple[str, str]]) -> bool:
     words, labels = ({pair[i] for pair in pairs} for i in (0, 1))
     return 2 * alike >= len(pairs) or len(set(pairs)) == len(words) == len(labels)
 
+# %% ../../nbs/preprocess/01_image_source.ipynb #4c1157a2
+def _lists_images(found: Source) -> Path | None:
+    "Return the text whose lines begin with names of the images: train.txt of `jpg/image_1.jpg 16`."
+    index = index_of(found)
+    for path in sorted(found.texts[:20], key=lambda p: role_of(p.stem).part != "train"):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            first = [line.replace(",", " ").split()[:1] for line in islice(lines, 50)]
+        hits = sum(bool(word and names_an_image(word[0]) and index.find(word[0])) for word in first)
+        if len(first) >= 5 and hits >= 0.9 * len(first):
+            return path
+    return None
+
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
 def _of_either(found: Source, settings: Settings) -> None:
     "Raise `DataError` where folders do not say which of them are the classes."
@@ -319,18 +331,6 @@ def _of_rest(found: Source, settings: Settings) -> Examples | None:
         raise DataError(f"{found.given!r}: {path.name} lists its images; give {path}")
     one = kept and not found.table
     return _examples(found, kept, "folders of images, a class each", notes) if one else None
-
-
-def _lists_images(found: Source) -> Path | None:
-    "Return the text whose lines begin with names of the images: train.txt of `jpg/image_1.jpg 16`."
-    index = index_of(found)
-    for path in sorted(found.texts[:20], key=lambda p: role_of(p.stem).part != "train"):
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            first = [line.replace(",", " ").split()[:1] for line in islice(lines, 50)]
-        hits = sum(bool(word and names_an_image(word[0]) and index.find(word[0])) for word in first)
-        if len(first) >= 5 and hits >= 0.9 * len(first):
-            return path
-    return None
 
 
 _ONE_ANSWER = (

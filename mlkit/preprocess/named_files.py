@@ -75,6 +75,31 @@ def _find_targets(
         f"{where} names images, and what is to be learned of them is open; columns: {', '.join(columns) or 'none'}. Name one in data.target"
     )
 
+# %% ../../nbs/preprocess/01_named_files.ipynb #0b51de02
+def _are_codes(cells: Sequence[str]) -> bool:
+    "Return whether cells hold labels as numbers with blanks between them: now one, now several, none twice in a cell."
+    pieces = [c.split(" ") for c in cells if c]
+    known = set().union(*pieces)
+    counts = {len(p) for p in pieces}
+    fits = all(p.isdecimal() for p in known) and all(len(p) == len({*p}) for p in pieces)
+    return fits and 1 in counts and len(counts) > 1 and len(known) < len({*cells})
+
+
+_LIST = re.compile(r"[\[({\s]*-?\d+(\.\d*)?([\s,;]+-?\d+(\.\d*)?)+[\])}\s]*")
+
+
+def _check_one_answer(name: str, cells: Sequence[str]) -> None:
+    "Raise `DataError` for cells of several numbers each, nearly all different: points, a box, an outline."
+    some = [c for c in cells if c]
+    if (
+        2 * len(set(some)) > len(some)
+        and sum(map(bool, map(_LIST.fullmatch, some))) > len(some) / 2
+    ):
+        raise DataError(
+            f"column {name!r} holds several numbers in a cell, such as {some[0][:40]!r}: boxes and outlines are not learned. "
+            "Points are, with a column for each number: give those, and name them in data.target"
+        )
+
 # %% ../../nbs/preprocess/01_named_files.ipynb #93a4b0f7
 CLASS, LABELS, NUMBERS, MASKS = (
     f"image-{kind}" for kind in ("classification", "multilabel", "regression", "segmentation")
@@ -116,31 +141,6 @@ def _purpose(
     raise DataError(
         f"the columns {', '.join(targets)} are neither all numbers nor all flags; name one column of labels, or numbers, in data.target"
     )
-
-
-def _are_codes(cells: Sequence[str]) -> bool:
-    "Return whether cells hold labels as numbers with blanks between them: now one, now several, none twice in a cell."
-    pieces = [c.split(" ") for c in cells if c]
-    known = set().union(*pieces)
-    counts = {len(p) for p in pieces}
-    fits = all(p.isdecimal() for p in known) and all(len(p) == len({*p}) for p in pieces)
-    return fits and 1 in counts and len(counts) > 1 and len(known) < len({*cells})
-
-
-_LIST = re.compile(r"[\[({\s]*-?\d+(\.\d*)?([\s,;]+-?\d+(\.\d*)?)+[\])}\s]*")
-
-
-def _check_one_answer(name: str, cells: Sequence[str]) -> None:
-    "Raise `DataError` for cells of several numbers each, nearly all different: points, a box, an outline."
-    some = [c for c in cells if c]
-    if (
-        2 * len(set(some)) > len(some)
-        and sum(map(bool, map(_LIST.fullmatch, some))) > len(some) / 2
-    ):
-        raise DataError(
-            f"column {name!r} holds several numbers in a cell, such as {some[0][:40]!r}: boxes and outlines are not learned. "
-            "Points are, with a column for each number: give those, and name them in data.target"
-        )
 
 
 def _few_kinds(name: str, cells: Sequence[str]) -> bool:
