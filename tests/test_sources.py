@@ -611,7 +611,7 @@ def test_the_number_of_an_image_is_no_class(tmp_path: Path) -> None:
 
 def test_a_caption_has_no_image_as_its_label(tmp_path: Path) -> None:
     lines = (
-        f"{i}.jpg,a child number {i} in a pink dress climbs stairs {k}"
+        f"kid{i}.jpg,a child number {i} in a pink dress climbs stairs {k}"
         for i in range(9)
         for k in range(5)
     )
