@@ -146,8 +146,14 @@ class DataSettings(_Section):
     workers: int = Field(
         -1, ge=-1, description="processes that read examples; -1 = chosen for the machine"
     )
-    augment: bool = Field(True, description="small random rotations, zooms and changes of light")
-    flip: bool = Field(True, description="mirror left and right as well; wrong for digits and text")
+    augment: Literal["auto"] | bool = Field(
+        "auto",
+        description="small random rotations, zooms and changes of light; auto = light alone where places or angles are learned",
+    )
+    flip: Literal["auto"] | bool = Field(
+        "auto",
+        description="mirror left and right as well; wrong for digits and text; auto = unless an answer says left or right",
+    )
     cache_gb: float = Field(
         20, ge=0, description="for pictures kept at the model's size, GB on disk; 0 = no cache"
     )

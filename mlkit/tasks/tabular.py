@@ -277,6 +277,7 @@ class TableKind(Kind):
 
     name = "table"
     uses = frozenset("data.keep data.missing data.units".split())
+    tried = False
 
     match = staticmethod(match)
     audit = staticmethod(audit)
