@@ -2155,6 +2155,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source._may_name': ( 'preprocess/image_source.html#_may_name',
                                                                                             'mlkit/preprocess/image_source.py'),
+                                               'mlkit.preprocess.image_source._names': ( 'preprocess/image_source.html#_names',
+                                                                                         'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source._naming': ( 'preprocess/image_source.html#_naming',
                                                                                           'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source._of_classes': ( 'preprocess/image_source.html#_of_classes',

@@ -247,10 +247,20 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
     cells = _cells(found.root, settings)
     folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
     near = [look(str(f), settings, most=_MOST) for f in folders]
-    hits = (n for n in near if n.images and file_columns(cells.columns, index_of(n)))
+    hits = (n for n in near if n.images and _names(cells.columns, n, found.root))
     if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
     return named_files(found.root, cells, hit or found, settings.data)
+
+
+def _names(columns: Mapping[str, Sequence[str]], near: Source, table: Path) -> bool:
+    "Return whether a column names images there. Above the table's folder others' files lie as well, and numbers mean them only if they name nearly all."
+    named = file_columns(columns, index_of(near))
+    if near.folder.absolute() == table.absolute().parent:
+        return bool(named)
+    numbers = {n for n in named if all(c.isdigit() for c in columns[n])}
+    many = (len({p for p in named[n] if p}) >= 0.9 * len(near.images) for n in numbers)
+    return len(numbers) < len(named) or any(many)
 
 
 _FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere
