@@ -837,6 +837,49 @@ def test_what_cannot_be_read_is_refused_in_its_turn(server: Server, broken: byte
         assert [int(m) for m in re.findall(rb"HTTP/1.1 (\d+) ", said)] == expected
 
 
+GEMS = [{"carat": 1.0, "cut": "Ideal", "round": True}, {"carat": "x"}, {"carat": 0.5, "cat": 1}]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_one_bad_input_costs_the_others_nothing(order: tuple, all_kinds: Server) -> None:
+    url, rows = f"{all_kinds.url}/v1/models/table-numbers/predict", [GEMS[i] for i in order]
+    said = httpx.post(url, json={"instances": rows}).raise_for_status().json()["predictions"]
+    alone = httpx.post(url, json={"instances": [GEMS[0]]}).json()["predictions"]
+    for place, i in enumerate(order):
+        if i == 0:
+            assert said[place] == alone[0]
+            continue
+        assert f"instances.{place}" in said[place]["error"]["detail"]
+        assert said[place]["error"].keys() == {"type", "title", "detail"}
+    for strict in (rows, [GEMS[1]], GEMS[1:]):  # none is answered, or all are wanted
+        params = {"strict": "true"} if strict is rows else {}
+        r = httpx.post(url, json={"instances": strict}, params=params)
+        assert r.status_code == 422 and "instances." in r.json()["detail"], r.text
+    tensor = {"name": "row", "shape": [3], "datatype": "BYTES", "data": list(map(json.dumps, GEMS))}
+    v2 = f"{all_kinds.url}/v2/models/table-numbers/infer"
+    r = httpx.post(v2, json={"inputs": [tensor]})  # all or nothing, and each is named
+    assert r.status_code == 422 and "inputs.0.1" in r.text and "inputs.0.2" in r.text
+
+
+def test_a_request_may_bring_its_own_threshold(all_kinds: Server) -> None:
+    url, red = f"{all_kinds.url}/v1/models/image-labels/predict", picture(fill=(255, 120, 0))
+    with Client(all_kinds.url, model="image-labels") as client:
+        odds = client.predict(red)[0]["probabilities"]
+        for threshold in (0.0, 0.55, 0.65, 1.0):
+            expected = [name for name, p in odds.items() if p >= threshold]
+            assert client.predict(red, threshold=threshold)[0]["labels"] == expected, odds
+    for params, said in (
+        ({"threshold": 2}, "threshold"),
+        ({"treshold": 0.5}, "did you mean 'threshold'"),
+    ):
+        r = httpx.post(url, content=red, headers=PNG, params=params)
+        assert r.status_code == 422 and said in r.json()["detail"]
+    r = httpx.post(
+        url.replace("labels", "label"), content=red, headers=PNG, params={"threshold": 0.5}
+    )
+    assert r.status_code == 422 and "several labels" in r.json()["detail"]
+
+
 # 2 s each beside the trial itself: the old version is asked all the time
 @pytest.mark.parametrize(
     ("what", "said"),

@@ -25,7 +25,9 @@ from ..config import MlkitError, Settings
 from ..inference.reader import Reader, parsed
 
 # %% ../../nbs/api/01_body.ipynb #591dc20f
-Inputs = list[tuple[str, Any]]
+Inputs = list[
+    tuple[str, Any]
+]  # what to call it in an error, and the input, or what is wrong with it
 
 
 class Instances(BaseModel):
@@ -83,6 +85,13 @@ def has_more_commas(
     return commas + text.count(b",", end) > most
 
 
+def _instance(one: Any, place: str, reader: Reader, form: str) -> tuple[str, Any]:
+    try:
+        return place, reader.from_json(one, place)
+    except InputError as e:  # of this one alone: the others may be answered
+        return place, InputError(f"{e}; {form}", kind=e.kind)
+
+
 def _from_json(body: bytes, limit: int, reader: Reader) -> Inputs:
     if has_more_commas(body, reader.commas * limit + 100):
         raise too_many(limit)
@@ -91,8 +100,7 @@ def _from_json(body: bytes, limit: int, reader: Reader) -> Inputs:
         sent = Instances.model_validate(parsed(body)).instances
         if len(sent) > limit:
             raise too_many(limit)
-        places = [f"instances.{i}" for i in range(len(sent))]
-        return [(p, reader.from_json(one, p)) for p, one in zip(places, sent, strict=True)]
+        return [_instance(one, f"instances.{i}", reader, form) for i, one in enumerate(sent)]
     except ValidationError as e:
         raise HTTPException(422, f"{complaint(e)}; {form}") from e
     except InputError as e:

@@ -163,7 +163,7 @@ class RequestMiddleware:
         scope["state"]["route"] = "/v1/models/{name}/predict" if match[1] else "/v1/predict"
         request = Request(scope, receive)
         try:
-            response = await _predict(self.service, request, match[1], None)
+            response = await _predict(self.service, request, match[1])
         except tuple(_HANDLERS) as e:
             handler = next(h for kind, h in _HANDLERS.items() if isinstance(e, kind))
             response = await handler(request, e)

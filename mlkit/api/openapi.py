@@ -100,9 +100,25 @@ def _inlined(schema: Any, parts: dict[str, Any] | None = None) -> Any:
     return {k: _inlined(v, parts) for k, v in schema.items() if k != "$defs"}
 
 
+_WRONG = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["type", "title", "detail"],
+            "properties": {name: {"type": "string"} for name in ("type", "title", "detail")},
+        }
+    },
+    "description": "in place of a prediction, for an input that cannot be answered",
+}
+
+
 def _answer_described(version: Version) -> dict[str, Any]:
     schema = Answer.model_json_schema()
-    schema["properties"]["predictions"]["items"] = answers.schema(version.manifest)
+    schema["properties"]["predictions"]["items"] = {
+        "anyOf": [answers.schema(version.manifest), _WRONG]
+    }
     example = {"model": version.name, "version": version.version}
     example["predictions"] = [answers.example(version.manifest)]
     return {"application/json": {"schema": schema, "example": example}}
