@@ -37,14 +37,16 @@ def column(tmp_path: Path, cells: Sequence[str], separator: str = ",") -> pd.Dat
 
 
 def said(frame: pd.DataFrame) -> str:
-    return "; ".join(frame.attrs["notes"])
+    return "; ".join(frame.attrs["read"]["notes"])
 
 
 def asked(frame: pd.DataFrame, text: Any, name: str = "x") -> Any:
     "What a model of the table makes of a text in JSON; the text itself where it is refused."
     spec = TableInput(
         columns=[
-            Column(name=name, type=type_of(frame[name]), **frame.attrs["rules"].get(name, {}))
+            Column(
+                name=name, type=type_of(frame[name]), **frame.attrs["read"]["rules"].get(name, {})
+            )
         ],
         numbers=[Number(column=name, fill=0)] if type_of(frame[name]) == "number" else [],
     )
@@ -101,7 +103,7 @@ def test_numbers_as_people_write_them_are_read_said_and_served(
     frame = column(tmp_path, cells, separator)
     assert frame["x"].tolist() == pytest.approx(values)
     assert note in said(frame)
-    if "x" in frame.attrs["rules"]:  # from plain numbers, JSON has numbers
+    if "x" in frame.attrs["read"]["rules"]:  # from plain numbers, JSON has numbers
         assert [asked(frame, c) for c in cells] == pytest.approx(values)
     assert asked(frame, 3.5) == 3.5 and asked(frame, float("nan")) is None
 
@@ -159,7 +161,7 @@ def test_a_mark_for_nothing_is_missing_where_the_rest_are_numbers(
 ) -> None:
     frame = column(tmp_path, ["1.5", mark, "2", mark, "3.25"])
     assert frame["x"].isna().tolist() == [False, True, False, True, False]
-    if "x" in frame.attrs["rules"]:  # pandas leaves such a column as text
+    if "x" in frame.attrs["read"]["rules"]:  # pandas leaves such a column as text
         assert f"missing: {mark!r} (2)" in said(frame)
         assert asked(frame, mark) is None and asked(frame, "1.5") == 1.5
     dates = column(tmp_path, ["2004-03-01", mark, "2004-03-02"])
@@ -268,10 +270,51 @@ def test_dates_as_people_write_them_are_read_said_and_served(
 
 def test_an_order_that_nothing_tells_is_said_with_the_choice(tmp_path: Path) -> None:
     frame = column(tmp_path, ["1/2/2004", "3/4/2004"])
-    assert frame["x"].dt.month.tolist() == [1, 3] and "no day beyond 12" in said(frame)
+    assert frame["x"].dt.month.tolist() == [1, 3] and "--set data.dates=day-first" in said(frame)
     text = "day;seen;x\n" + "".join(f"0{i}/03/2004;{20 + i}/03/2004;1,5\n" for i in range(1, 9))
     frame = table(tmp_path, text)
     assert frame["day"].dt.month.eq(3).all() and "day first" in said(frame)
+
+
+@pytest.mark.parametrize(
+    ("dates", "cells", "months"),
+    [
+        ("day-first", ["1/2/2004", "3/4/2004"], [2, 4]),
+        ("month-first", ["1.2.2004", "3.4.2004"], [1, 3]),
+        ("month-first", ["1/2/2004", "30/4/2004"], [2, 4]),  # 30 is no month, whoever says so
+        ("day-first", ["2004-01-02", "2004-03-04"], [1, 3]),
+        ("day-first", ["Jan 2, 2004", "Mar 4, 2004"], [1, 3]),
+    ],
+)
+def test_data_dates_decides_what_the_cells_leave_open(
+    tmp_path: Path, dates: str, cells: list[str], months: list[int]
+) -> None:
+    source = tmp_path / "t.csv"
+    source.write_text("n;x\n" + "".join(f"{i};{c}\n" for i, c in enumerate(cells)))
+    frame = read_table(str(source), load_settings(f"data.dates={dates}"))
+    assert frame["x"].dt.month.tolist() == months and "no day beyond" not in said(frame)
+    assert pd.Timestamp(asked(frame, cells[0])).month == months[0]
+    given = read_table(pd.DataFrame({"n": [0, 1], "x": cells}), load_settings(dates=dates))
+    assert given["x"].tolist() == frame["x"].tolist()
+
+
+def test_days_of_eight_digits_are_dates_as_text_and_as_numbers(tmp_path: Path) -> None:
+    cells = ["20240131", "20231224", "20200229", "00000000"]
+    numbers = [20240131, 20231224, 20200229, 0]
+    for frame in (
+        column(tmp_path, cells),
+        column(tmp_path, ["20240131.0", "20231224.0", "20200229.0", ""]),
+        read_table(pd.DataFrame({"n": range(4), "x": numbers}), load_settings()),
+        read_table(pd.DataFrame({"n": range(4), "x": [*numbers[:3], None]}), load_settings()),
+    ):
+        assert frame["x"].tolist()[:3] == [pd.Timestamp(c) for c in cells[:3]]
+        assert frame["x"].isna().tolist() == [False] * 3 + [True]
+        assert "'20240131" in said(frame) and "is 2024-01-31" in said(frame)
+        for value in ("20240131", 20240131, 20240131.0, "20240131.0"):
+            assert asked(frame, value) == "2024-01-31T00:00:00"
+        assert asked(frame, "00000000") is None and asked(frame, 20241332) == "refused"
+    for others in (["20240131", "20240132"], ["30240131", "30240130"], ["20240131"] * 3):
+        assert type_of(column(tmp_path, others)["x"]) == "number"
 
 
 @pytest.mark.parametrize("date", ["9999-12-31", "0001-01-01", "31/12/9999"])

@@ -170,7 +170,7 @@ _DIGITS = re.compile(
 
 
 _SHORT = (
-    re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)"),
+    re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:\.0)?"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?M?(?P<m>\d{1,2})", re.I),
     re.compile(r"(?P<m>\d{1,2})[-/.](?P<y>\d{4})"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?Q(?P<q>[1-4])", re.I),
@@ -220,13 +220,11 @@ def read_date(
 def find_order(
     cells: Mapping[str, int],  # that are not missing, and how often
     day_first: bool = False,  # whether the file writes dates, or numbers, as most of the world does
+    asked: str = "",  # dmy or mdy, where both fit; empty = found out
 ) -> tuple[str, dict[str, datetime], bool]:
     "Return the order, the dates among the cells, and whether it is beyond doubt."
-    first = (
-        ("dmy", "mdy")
-        if day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells)
-        else ("mdy", "dmy")
-    )
+    day_first = day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells)
+    first = ("dmy", "mdy") if (asked or "dmy" * day_first) == "dmy" else ("mdy", "dmy")
     doubt = any(re.match(r"\d{1,2}[-/. ]\s?\d{1,2}[-/. ]", c) for c in cells)
     read = {
         o: {c: d for c in cells if (d := read_date(c, o))}
@@ -234,5 +232,5 @@ def find_order(
     }
     counts = {o: sum(cells[c] for c in dates) for o, dates in read.items()}
     best = max(counts, key=lambda o: counts[o])
-    sure = not any(counts[o] == counts[best] and read[o] != read[best] for o in read if o != best)
-    return best, read[best], sure
+    rivals = (o for o in read if counts[o] == counts[best] and read[o] != read[best])
+    return best, read[best], bool(asked) or not any(rivals)

@@ -61,7 +61,9 @@ def is_missing(
     kind: str,  # of the column, as a manifest names it
 ) -> bool:
     "Return whether a cell holds no value: empty, or a mark for nothing in a column that holds no words."
-    return not text or (kind != "text" and text.strip().lower() in _NOTHING)
+    bare = text.strip()
+    none = bare.lower() in _NOTHING or (kind == "date" and not bare.strip("0"))
+    return not text or (kind != "text" and none)
 
 # %% ../../nbs/inference/01_values.ipynb #106424fb
 _SAME = str.maketrans("−–’‘ʼ\u00a0\u202f\u2009\u2007", "--'''    ")

@@ -6,6 +6,7 @@
 __all__ = ['printable', 'one_spelling', 'image_examples', 'grouped', 'read_source', 'find_examples']
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #58d8ce5b
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -43,10 +44,10 @@ from mlkit.preprocess.source import (
     Example,
     Examples,
     Source,
+    file_names,
     look,
     role_of,
     text_table,
-    walk,
 )
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
@@ -243,10 +244,21 @@ def _around(table: Path) -> list[Path]:
 
 def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
     "Return whether a file below the folder is called as some cell: most tables name none, and reading what lies around them takes seconds."
-    some = {c.replace("\\", "/").rpartition("/")[2] for v in columns.values() for c in v[:_FIRST]}
-    words = {word for c in some - {""} for word in (c, c.rpartition(".")[0])} - {""}
-    files = islice(walk(folder), _MOST)
-    return any(p.name in words or p.stem in words or p.suffix == ".zip" for p in files)
+    named = [
+        {c.replace("\\", "/").rpartition("/")[2] for c in v[:_FIRST]} for v in columns.values()
+    ]
+    whole = {c for cells in named for c in cells if _WITH_SUFFIX.search(c)}
+    bare = set().union(*named) - whole - {""}
+    stems, ends = {c.rpartition(".")[0] for c in whole}, set()
+    for _, name in islice(file_names(folder), _MOST):
+        stem, dot, end = name.rpartition(".")
+        if name in whole or (dot and stem in stems) or (whole and end.lower() == "zip"):
+            return True
+        ends |= {stem, name}
+    return any(4 * len(cells & ends & bare) >= len(cells) for cells in named if cells & bare)
+
+
+_WITH_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
 def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:

@@ -321,7 +321,7 @@ def _none_found(path: Path, cells: Cells, source: Source) -> None:
     "Raise `DataError` if a column names images although none of them is there."
     for name, values in cells.columns.items():
         named = name.strip().lower() in _FILES and not mostly(is_number, values)
-        if named or mostly(lambda c: Path(c.replace("\\", "/")).suffix.lower() in IMAGES, values):
+        if named or mostly(lambda c: c[c.rfind(".") :].strip().lower() in IMAGES, values):
             index = FileIndex(source.folder, source.images)
             lost = [v for v in values if v and not index.find(v)]
             raise DataError(

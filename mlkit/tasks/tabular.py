@@ -276,7 +276,7 @@ class TableKind(Kind):
     "Rows of a table, with a class or numbers each."
 
     name = "table"
-    uses = frozenset("data.keep data.missing data.units".split())
+    uses = frozenset("data.dates data.keep data.missing data.units".split())
 
     match = staticmethod(match)
     audit = staticmethod(audit)
