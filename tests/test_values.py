@@ -238,6 +238,9 @@ DATES = {
     "with a time": (["9/30/1990 0:00:00", "10/1/1990 0:00:00"], "1990-09-30", "month first"),
     "am and pm": (["9/30/1990 1:05 PM", "10/1/1990 1:05 AM"], "1990-09-30T13:05", "month first"),
     "short years": (["8/6/20 18:57", "8/26/20 18:57"], "2020-08-06T18:57", "month first"),
+    "Chinese": (["2018年6月22日", "2018年7月4日"], "2018-06-22", "read as dates"),
+    "a form": (["2018/6/22 1:05:00 PM GMT+2", "2018/7/4 1:05:00 AM GMT+2"], "2018-06-22T11:05", ""),
+    "a named zone": (["22 Jun 2018 09:30 EST", "4 Jul 2018 09:30 EST"], "2018-06-22T14:30", ""),
     "quarters": (["1998 Q1", "1998 Q2"], "1998-01-01", "read as dates"),
     "quarters first": (["Q3/2019", "Q4/2019"], "2019-07-01", "read as dates"),
     "months": (["1998-03", "1998-04"], "1998-03-01", ""),
@@ -472,3 +475,79 @@ def test_rows_of_a_frame_are_answered_as_the_learner_does(name: str, tmp_path: P
         assert np.abs(ours / theirs - 1).max() < 1e-4
     notes = [note for _, note in predictor.rows(rows)]
     assert all(target in note["ignored"] for note in notes)
+
+
+# ---------------------------------------------------------------- exports of strangers
+
+FEW = range(1, 21)
+EXPORTS = {
+    "merged heads": (
+        "Size,,,Result\n,,,\nlength [mm],width [mm],sort,good\n"
+        + "".join(f"{i}.5,{i},a,yes\n" for i in FEW),
+        ["length [mm]", "width [mm]", "sort", "good"],
+        "'Size   Result'",
+    ),
+    "heads in two levels": (
+        "2019,2019,2020\nm,w,m\n" + "".join(f"{i}.5,{i},{i}\n" for i in FEW),
+        ["m", "w", "m.1"],
+        "'2019 2019 2020'",
+    ),
+    "units below the head": (
+        "time,temp,state\ns,°C,-\n" + "".join(f"{i}.5,{i},on\n" for i in FEW),
+        ["time", "temp", "state"],
+        "a second line of the head is left out: s, °C, -",
+    ),
+    "a total": (
+        "region,units,price\n" + "".join(f"N,{i},{i}.5\n" for i in FEW) + "Grand total,210,220\n",
+        ["region", "units", "price"],
+        "the last row is a total ('Grand total')",
+    ),
+    "a total among numbers": (
+        "Nr;Menge;Preis\n" + "".join(f"{i};{i};{i},5\n" for i in FEW) + "Summe;210;220\n",
+        ["Nr", "Menge", "Preis"],
+        "the last row is a total ('Summe')",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EXPORTS)
+def test_lines_that_are_no_rows_are_left_out_and_said(tmp_path: Path, what: str) -> None:
+    text, names, note = EXPORTS[what]
+    frame = table(tmp_path, text)
+    assert (list(frame.columns), len(frame)) == (names, len(FEW)) and note in said(frame)
+    assert sum(type_of(frame[c]) == "number" for c in frame) >= 2
+
+
+def test_rows_that_only_look_like_such_lines_are_kept(tmp_path: Path) -> None:
+    body = "".join(f"{i},{i}.5,sum\n" for i in FEW)
+    assert len(table(tmp_path, "a,b,c\n" + body)) == 20  # its last word is in every row
+    assert len(table(tmp_path, "a,b,c\n?,?,sum\n" + body)) == 21
+    assert len(table(tmp_path, "a,b,c\nx,1.5,sum\n" + body)) == 21
+    towns = "town,x,y\n" + "".join(f"Ulm,{i},{i}.5\n" for i in FEW) + "Total Peak,3,4\n"
+    assert len(table(tmp_path, towns)) == 21
+
+
+@pytest.mark.parametrize(
+    "mark", ["k.A.", "keine Angabe", "Unknown", "non renseigné", "н/д", "不明"]
+)
+def test_words_for_nothing_in_other_languages(tmp_path: Path, mark: str) -> None:
+    frame = column(tmp_path, [*map(str, FEW), mark, mark, mark])
+    assert type_of(frame["x"]) == "number" and frame["x"].isna().sum() == 3
+    assert f"missing: {mark!r} (3)" in said(frame) and asked(frame, mark) is None
+
+
+def test_what_is_half_numbers_is_told(tmp_path: Path) -> None:
+    frame = column(tmp_path, [*map(str, FEW), *["<5"] * 5])
+    assert type_of(
+        frame["x"]
+    ) == "text" and "20 of 25 cells are numbers; these are not: '<5' (5)" in said(frame)
+
+
+def test_codes_are_no_numbers_and_no_units(tmp_path: Path) -> None:
+    phones = [f"+49 301 {100 + i} {200 + i}" for i in FEW]
+    places = [f"48.{700 + i}, 11.{100 + i}" for i in FEW]
+    for cells in (phones, [p.replace(" ", "") for p in phones], places):
+        frame = column(tmp_path, cells)
+        assert type_of(frame["x"]) == "text" and "units" not in said(frame)
+    frame = table(tmp_path, "code,x\n" + "".join(f'="{i:05d}",{i}\n' for i in FEW))
+    assert frame["code"].tolist()[:2] == ["00001", "00002"]

@@ -74,9 +74,13 @@ def is_storable(
 
 # %% ../../nbs/inference/01_dates.ipynb #dea4136d
 _CLOCK = re.compile(
-    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?\s*(?P<zone>Z|UTC|GMT|[+-]\d\d:?\d\d)?)?",
+    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?\s*(?P<zone>Z|(?:UTC|GMT)?[+-]\d\d?(?::?\d\d)?|[A-Z]{3,4})?)?",
     re.I,
 )
+
+
+_ZONES = dict(Z=0, UTC=0, GMT=0, WET=0, BST=1, CET=1, WEST=1, CEST=2, EET=2, EEST=3, MSK=3, JST=9)
+_ZONES |= dict(EDT=-4, EST=-5, CDT=-5, CST=-6, MDT=-6, MST=-7, PDT=-7, PST=-8)
 
 
 def _time(text: str) -> timedelta | None:
@@ -93,12 +97,16 @@ def _time(text: str) -> timedelta | None:
     ):
         return None
     hour = hour % 12 + 12 * (noon == "p") if noon else hour
-    off = timedelta()
+    zone = zone.upper()
+    if zone not in ("UTC", "GMT"):
+        zone = zone.removeprefix("UTC").removeprefix("GMT")
     if zone[0] in "+-":
-        digits = zone[1:].replace(":", "")
-        off = timedelta(hours=int(digits[:2]), minutes=int(digits[2:])) * (
-            1 if zone[0] == "+" else -1
-        )
+        hours, minutes = re.fullmatch(r"[+-](\d\d?):?(\d\d)?", zone).groups()
+        off = timedelta(hours=int(hours), minutes=int(minutes or 0)) * (1 if zone[0] == "+" else -1)
+    elif zone in _ZONES:
+        off = timedelta(hours=_ZONES[zone])
+    else:
+        return None
     return timedelta(hours=hour, minutes=int(found["m"]), seconds=int(found["s"] or 0)) - off
 
 # %% ../../nbs/inference/01_dates.ipynb #be7bcb82
@@ -172,6 +180,7 @@ _DIGITS = re.compile(
 _SHORT = (
     re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:\.0)?"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?M?(?P<m>\d{1,2})", re.I),
+    re.compile(r"(?P<y>\d{4})\s?[年년]\s?(?P<m>\d{1,2})\s?[月월](?:\s?(?P<d>\d{1,2})\s?[日일])?"),
     re.compile(r"(?P<m>\d{1,2})[-/.](?P<y>\d{4})"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?Q(?P<q>[1-4])", re.I),
     re.compile(r"Q(?P<q>[1-4])\s?[-/.:' ]?\s?(?P<y>\d{4}|\d\d)", re.I),

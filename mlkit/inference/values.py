@@ -56,6 +56,17 @@ _NOTHING = {
 }
 
 # %% ../../nbs/inference/01_values.ipynb #43183210
+_NOTHING |= {
+    *"unknown|not available|not applicable|no data|missing|n.d.|tbd|k.a.|k. a.|keine angabe".split(
+        "|"
+    ),
+    *"unbekannt|fehlt|n.v.|non renseigné|inconnu|n.c.|s/d|sin datos|desconocido".split("|"),
+    *"non disponibile|sconosciuto|onbekend|desconhecido|нет данных|н/д|不明|なし|无|未知".split(
+        "|"
+    ),
+}
+
+
 def is_missing(
     text: str,  # of a cell
     kind: str,  # of the column, as a manifest names it

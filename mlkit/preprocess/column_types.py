@@ -68,6 +68,8 @@ class Reading:
 
 # %% ../../nbs/preprocess/04_column_types.ipynb #4ff8bf65
 _CODE = re.compile(r"[-+]?0\d")
+_PHONE = re.compile(r"\+\d[\d ]{7,}")
+_WHOLE = re.compile(r"[+-]?\d{1,16}")
 
 
 _PANDAS = {
@@ -95,10 +97,12 @@ def are_days(
 
 def _as_codes(text: pd.Series, numbers: pd.Series) -> str:
     "Return why numbers are codes, empty where they are none."
-    some = text[numbers.notna()]
-    if any(_CODE.match(c) for c in some.tolist() if c[0] in "0+-"):
+    some = text[numbers.notna()].unique()
+    if any(_CODE.match(c) for c in some if c[0] in "0+-"):
         return "begin with 0"
-    if numbers.abs().max() > EXACT and some.str.fullmatch(r"[-+]?\d+(?:\.0*)?").all():
+    if all(map(_PHONE.fullmatch, some)):
+        return "are those of telephones"
+    if numbers.abs().max() > EXACT and all(re.fullmatch(r"[-+]?\d+(?:\.0*)?", c) for c in some):
         return "have more digits than a float keeps"
     return ""
 
@@ -113,7 +117,7 @@ def _plain(text: pd.Series, numbers: pd.Series, gaps: Counter) -> Reading:
         return Reading(text, notes=(f"read as codes: its numbers {why}",))
     odd = {c: n for c, n in gaps.items() if c not in _PANDAS}
     notes = (f"missing: {named(odd)}",) if odd else ()
-    whole = (numbers % 1 == 0).all() and text.str.fullmatch(r"[+-]?\d{1,16}").all()
+    whole = (numbers % 1 == 0).all() and all(map(_WHOLE.fullmatch, text.unique()))
     form = NumberForm() if odd else None
     values = numbers.astype("int64" if whole else "float64")
     return Reading(values, Rule(form), notes, frozenset(gaps))
@@ -172,8 +176,8 @@ def _odd(gaps: Counter) -> dict[str, int]:
 
 def _said_of_dates(dates: Mapping[str, object], order: str, sure: bool) -> list[str]:
     "Return how dates were read; nothing of ISO 8601."
-    shown = next(iter(dates))
-    if all(re.match(r"\d{4}-\d", c) for c in dates):
+    shown = next((c for c in dates if not re.match(r"\d{4}-\d", c)), "")
+    if not shown:
         return []
     numeric = any(re.match(r"\d{1,2}[-/. ]\s?\d{1,2}[-/. ]", c) for c in dates)
     first = (
@@ -201,7 +205,13 @@ def _written(
     if found.others:
         said = _stay_words(total - sum(found.others.values()), total, "numbers", found.others)
         return Reading(text, notes=(said,), mixed=True)
-    plain = text.map({c: w.digits for c in cells if (w := taken_apart(c)) and not w.mark})
+    plain = text.map(
+        {
+            c: c[:1] * (c[:1] == "+") + w.digits
+            for c in cells
+            if (w := taken_apart(c)) and not w.mark
+        }
+    )
     if plain.notna().any() and (
         why := _as_codes(plain.dropna(), text.map(found.values).loc[plain.notna()])
     ):
@@ -224,7 +234,7 @@ def _in_units(text: pd.Series, cells: Mapping[str, int], total: int) -> Reading 
     for cell, n in cells.items():
         if w := taken_apart(cell):
             units[w.mark or "none"] += n
-    if sum(units.values()) < 0.9 * total or len(units) > 5 or len(cells) < 10:
+    if sum(units.values()) < 0.9 * total or not 1 < len(units) <= 5 or len(cells) < 10:
         return None
     said = f"numbers in several units: {named(units)}; read as words: bring them to one unit"
     return Reading(text, notes=(said,), mixed=True)
@@ -260,6 +270,10 @@ def read_text(
             total = int(plain) + rest.total()
             said = _stay_words(total - sum(others.values()), total, "numbers", others)
             return Reading(text, notes=(said,), mixed=True)
+    elif plain > rest.total() and len(rest) <= 5:
+        return Reading(
+            text, notes=(_stay_words(int(plain), int(plain) + rest.total(), "numbers", rest),)
+        )
     elif not (likely := _promising(rest)):
         return Reading(text)
     elif "date" in likely and (iso := _iso(text, gaps)):

@@ -6,6 +6,7 @@
 __all__ = ['read_table', 'ReadAs', 'to_frame', 'type_of']
 
 # %% ../../nbs/preprocess/05_columns.ipynb #46f84261
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,22 @@ class ReadAs(dict):
         return self
 
 
+_TOTAL = re.compile(
+    r"((grand|sub)[ -]?)?totale?s?:?|sum:?|summe:?|gesamt(summe|ergebnis)?:?|insgesamt:?|somme:?|suma:?|totaal:?|итого:?|合計|合计|总计",
+    re.I,
+)
+
+
+def _without_total(columns: dict[str, pd.Series], notes: list[str]) -> dict[str, pd.Series]:
+    "Return the columns without a last row that is the total of the others, which a report ends with."
+    for values in columns.values():
+        last = values.iloc[-1] if len(values) > 10 else None
+        if isinstance(last, str) and _TOTAL.fullmatch(last) and (values == last).sum() == 1:
+            notes.append(f"the last row is a total ({last!r}) and is left out")
+            return {n: v.iloc[:-1] for n, v in columns.items()}
+    return columns
+
+
 def _with_types(
     columns: Mapping[str, pd.Series], notes: list[str], name: str, order: str, separator: str = ""
 ) -> pd.DataFrame:
@@ -69,6 +86,7 @@ def _with_types(
     if rows == 0 or len(columns) < 2:
         size = f"{rows} rows and {len(columns)} columns"
         raise DataError(f"{name} has {size}; rows with a target and more are needed")
+    columns = _without_total(columns, notes)
     typed = {n: _typed(values.reset_index(drop=True)) for n, values in columns.items()}
     typed |= {
         n: v.map("{:.0f}".format, na_action="ignore").astype(object)
