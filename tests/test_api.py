@@ -359,6 +359,18 @@ def test_methods(http: httpx.Client) -> None:
     for method, path, allow in (("GET", "/v1/predict", "POST"), ("DELETE", "/v1/models", "GET")):
         r = http.request(method, path)
         assert allow in problem(r, 405) and r.headers["allow"] == allow
+    for path in ("/", "/health/live", "/v1/models", "/v1/models/color", "/metrics"):
+        r, whole = http.head(path), http.get(path)
+        assert (r.status_code, r.content) == (200, b"") and int(r.headers["content-length"]) > 0
+        assert r.headers["content-type"] == whole.headers["content-type"]
+    assert http.head("/v1/predict").status_code == 405
+
+
+def test_an_encoded_slash_is_none(server: Server) -> None:
+    for method, path in (("POST", "/v1/models%2fcolor/predict"), ("GET", "/v1/models%2Fcolor")):
+        with connect(server) as sock:  # a client could write it in another way
+            sock.sendall(head(path, "Connection: close", "Content-Length: 0", method=method))
+            assert response(sock)[0] == 404
 
 
 def test_request_ids_and_the_log(server: Server, http: httpx.Client) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -691,8 +692,15 @@ def test_pages_of_named_origins_may_call(
     server: Server, start: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, allowed = {"origin": "https://page.example"}, "access-control-allow-origin"
-    r = httpx.get(f"{server.url}/v1/models", headers=mine)
-    assert r.is_success and allowed not in r.headers
+    for sent in (mine, {"sec-fetch-site": "cross-site"}):  # a page of elsewhere
+        for path in ("/v1/predict", "/v2/models/color/infer", "/v1/models"):
+            r = httpx.request(
+                "GET" if path.endswith("ls") else "POST", server.url + path, headers=sent
+            )
+            assert r.status_code == 403 and allowed not in r.headers, (path, r.text)
+            assert "api.cors" in r.json()["detail"]
+    own = {"origin": server.url, "content-type": "image/png"}
+    assert httpx.post(f"{server.url}/v1/predict", headers=own, content=picture()).is_success
     monkeypatch.setenv("MLKIT_API_KEYS", "sixteen-characters-and-more")
     asked = {"access-control-request-method": "POST"}
     asked["access-control-request-headers"] = "authorization,content-type"
@@ -768,14 +776,74 @@ def test_a_full_disk_stops_only_the_log(start: Callable) -> None:
         assert ask(server, b"text").status_code == 415 and is_ready(server)
 
 
+def memory(server: Server, kind: str) -> float:
+    "MiB of the server's process, VmRSS now or VmHWM at the most."
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(rf"{kind}:\s+(\d+)", status)[1]) / 1024
+
+
+def test_requests_that_wait_for_their_turn_stay_bytes(start: Callable) -> None:
+    one = head("/health/live", method="GET")
+    with start(cold=True) as server, ExitStack() as stack:
+        baseline = memory(server, "VmRSS")
+        callers = [stack.enter_context(connect(server)) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(one * 4000)
+        assert is_ready(server)
+        assert memory(server, "VmHWM") < baseline + 100
+        read = callers[0].makefile("rb")
+        for _ in range(300):
+            assert read.readline() == b"HTTP/1.1 200 OK\r\n"
+            length = 0
+            while (line := read.readline()) != b"\r\n":
+                length = int(line[16:]) if line.startswith(b"content-length: ") else length
+            assert json.loads(read.read(length)) == {"status": "live"}
+
+
+@pytest.mark.parametrize("broken", [b"G\0T / HTTP/1.1\r\n\r\n", head("x:1", method="CONNECT")])
+def test_what_cannot_be_read_is_refused_in_its_turn(server: Server, broken: bytes) -> None:
+    data, asked = picture(), head("/v1/predict", "content-type: image/png", "content-length: {}")
+    good = asked.replace(b"{}", str(len(data)).encode()) + data
+    begun = head("/v1/predict", "content-type: image/png", "transfer-encoding: chunked") + b"zz\r\n"
+    for sent, expected in ((good + broken, [200, 400]), (2 * good + begun, [200, 200, 400])):
+        with connect(server) as caller:
+            caller.sendall(sent)
+            said = b"".join(iter(lambda c=caller: c.recv(65536), b""))
+        assert [int(m) for m in re.findall(rb"HTTP/1.1 (\d+) ", said)] == expected
+
+
+def test_one_broken_model_takes_no_other_along(start: Callable, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    for name in ("color", "flat", "graph", "manifest", "pointer"):
+        bundle = make_bundle(tmp_path / name, name=name)
+        registry.promote(registry.add(bundle, name=name).ref)
+    (registry.root / "flat/1").rename(registry.root / "flat/kept")  # the version is gone
+    for damaged in ("graph/1/model.onnx", "manifest/1/manifest.json", "pointer/production.json"):
+        (registry.root / damaged).write_bytes(b"?")
+    with start(root=registry.root, cold=True) as server:
+        assert ask(server).is_success and is_ready(server)
+        told = httpx.get(f"{server.url}/v1/models").json()
+        assert [m["name"] for m in told["models"] if m["loaded"]] == ["color"]
+        assert sorted(told["troubles"]) == ["graph", "manifest", "pointer"], told["troubles"]
+        for name in told["troubles"]:
+            r = httpx.post(f"{server.url}/v1/models/{name}/predict", content=picture(), headers=PNG)
+            assert r.status_code == 503 and name in r.json()["detail"], r.text
+            assert httpx.get(f"{server.url}/v1/models/{name}").status_code in (200, 503)
+            assert httpx.get(f"{server.url}/v2/models/{name}").status_code in (200, 503)
+    words = ["models", "list", "--set", f"paths.models={registry.root}"]
+    run = partial(warm.run, kind="light", capture_output=True, text=True)
+    told = run([sys.executable, "-m", "mlkit", *words, "--json"])
+    wrong = {d["name"]: "trouble" in d for d in json.loads(told.stdout)}
+    assert wrong == {"color": False, "graph": False, "manifest": True, "pointer": True}
+    table = run([sys.executable, "-m", "mlkit", *words]).stdout
+    assert "color" in table and "pointer@1: " in table and "is damaged" in table
+
+
 # 20 s each: twenty pictures of 64 megapixels are decoded
 @pytest.mark.parametrize("resize", ["squish", "pad"])
 def test_the_largest_pictures_stay_within_the_memory(
     resize: str, start: Callable, tmp_path: Path
 ) -> None:
-    def memory(kind: str) -> float:  # MiB
-        return int(re.search(rf"{kind}:\s+(\d+)", status.read_text())[1]) / 1024
-
     registry = Registry(tmp_path / "models")
     bundle = make_bundle(tmp_path / "one", resize=resize)
     registry.promote(registry.add(bundle, name="color").ref)
@@ -787,15 +855,14 @@ def test_the_largest_pictures_stay_within_the_memory(
         picture("RGB", (5600, 5600), "red", "WEBP", method=0),
     ]
     with start("api.predict_seconds=60", root=registry.root, cold=True) as server:
-        status = Path(f"/proc/{server.process.pid}/status")
         for _ in range(10):
             assert ask(server).is_success
-        baseline = memory("VmHWM")
+        baseline = memory(server, "VmHWM")
         with ThreadPoolExecutor(10) as pool:
             said = [r.status_code for r in pool.map(lambda d: ask(server, d), large * 4)]
         assert said == [200, 200, 413, 413, 200] * 4
-        assert memory("VmHWM") < baseline + 600
-        assert memory("VmRSS") < baseline + 100  # it was given back
+        assert memory(server, "VmHWM") < baseline + 600
+        assert memory(server, "VmRSS") < baseline + 100  # it was given back
 
 
 # ---------------------------------------------------------------- other people's clients

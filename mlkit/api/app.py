@@ -29,6 +29,8 @@ from mlkit.api.openapi import (
     _answer_described,
     _info,
     _inlined,
+    _listed,
+    _of_one,
     _problems,
     _reader,
     _request_body,
@@ -118,8 +120,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["models"], responses=_problems())
     def models() -> ModelList:
         "What is served."
-        slots = list(service.host.slots.values())
-        return ModelList(models=[_info(service, slot) for slot in slots])
+        return _listed(service)
 
     @app.get("/v1/models/{name}", tags=["models"], responses=_problems(404))
     def model(name: str) -> ModelInfo:
@@ -178,8 +179,9 @@ def _add_v2(app: FastAPI, service: Service) -> None:
     def model(name: str, version: str | None = None) -> dict[str, Any]:
         "One model: its inputs and outputs."
         slot = slot_of(name, version)
-        one = _version(service, slot)
-        manifest = slot.served.manifest if slot.served else one.manifest
+        with _of_one(slot):
+            one = _version(service, slot)
+            manifest = slot.served.manifest if slot.served else one.manifest
         return v2.metadata(
             one.name, [str(one.version)], manifest, READERS[manifest.input.kind].name
         )

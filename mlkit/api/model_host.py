@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..bundle.graph import GraphError
 from ..bundle.manifest import BundleError, Manifest, verify_bundle
 from ..bundle.registry import Registry, RegistryError, Version
 from ..config import MlkitError, Settings, nearest
@@ -177,12 +178,12 @@ class ModelHost:
             Callable[[str, Route], None]
         ] = []  # told ("refused" | "swapped", slot)
         self.draining = False
-        for ref in models or _in_production(self.registry):
+        for ref in models:
             version = self.registry.resolve(ref)
-            own = "@" in ref and not ref.endswith("@production")
-            self.slots[version.ref if own else version.name] = Route(
-                version.ref if own else version.name
-            )
+            own = version.ref if "@" in ref and not ref.endswith("@production") else version.name
+            self.slots[own] = Route(own)
+        for name in () if models else _in_production(self.registry):
+            self.slots[name] = Route(name)
         if not self.slots:
             remedy = "`mlkit models list` shows what there is, `mlkit models promote` chooses"
             raise ServeError(f"no model in {self.registry.root} is in production; {remedy}")
@@ -265,7 +266,8 @@ class ModelHost:
 
 
 def _in_production(registry: Registry) -> list[str]:
-    return [v.name for v in registry.list() if v.production]
+    "Return the models that have a production version, and those of which nobody can tell."
+    return list(dict.fromkeys(v.name for v in registry.list() if v.production or v.trouble))
 
 # %% ../../nbs/api/05_model_host.ipynb #be74905c
 class _Watcher:
@@ -275,22 +277,26 @@ class _Watcher:
 
     def load_all(self) -> None:
         for slot in self.host.slots.values():
-            version = self.host.registry.resolve(slot.ref)
-            if slot is self.host.default or self.fits(version):
-                try:
-                    slot.served = self.holder.hold(version, None, self.pulse)
-                except NoRoom as e:
-                    if slot is self.host.default:
-                        raise
-                    _LOG.warning("%s", e)  # there may be when somebody asks for it
-                    continue
-                try:
-                    self.check_golden(slot.served)
-                except BundleError:  # other answers than at export: never to be given
+            try:
+                self.load(slot)
+            except Exception as e:  # of one model: the others are served
+                if slot is self.host.default:
                     raise
-                except Exception:  # the server starts all the same, and says that it is not ready
-                    slot.served.reason = "failed its last forward pass"
-                    _LOG.exception("%s %s", version.ref, slot.served.reason)
+                slot.served = None
+                self.refuse(slot, None, e)
+
+    def load(self, slot: Route) -> None:
+        version = self.host.registry.resolve(slot.ref)
+        if slot is not self.host.default and not self.fits(version):
+            return  # there may be room when somebody asks for it
+        slot.served = self.holder.hold(version, None, self.pulse)
+        try:
+            self.check_golden(slot.served)
+        except BundleError:  # other answers than at export: never to be given
+            raise
+        except Exception:  # the server starts all the same, and says that it is not ready
+            slot.served.reason = "failed its last forward pass"
+            _LOG.exception("%s %s", version.ref, slot.served.reason)
 
     def run(self) -> None:
         while not self.ended:
@@ -387,11 +393,13 @@ class _Watcher:
 
 
 def _publicly(error: Exception) -> str:  # callers may read it: no paths, and nothing of a library's
+    if isinstance(error, BundleError) and isinstance(error.__cause__, GraphError):
+        return str(error.__cause__)
     if isinstance(error, BundleError) and isinstance(error.__cause__, EngineError):
         return "no engine here can load its graph"
     if isinstance(error, BundleError):
         wrong = ", ".join(error.files) or "its bundle"
-        return f"{wrong}: missing, altered, or not answered as at export"
+        return f"{wrong}: missing, altered, not to be run, or not answered as at export"
     if isinstance(error, NoRoom):
         return str(error)
     if isinstance(error, RegistryError):

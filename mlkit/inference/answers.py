@@ -228,15 +228,13 @@ def schema(
 def example(
     manifest: Manifest,
 ) -> dict[str, Any]:
-    "Return an answer that the model could give, of 20 labels at most, as JSON takes it."
+    "Return an answer that the model could give, of 20 names at most, as JSON takes it."
     if manifest.output.kind == "mask":
         return to_json(named(np.zeros(manifest.input.size[::-1]), manifest))
-    shown = manifest.model_copy(update={"vocab": manifest.vocab[:20]})
-    if manifest.output.kind == "labels":
-        kept = manifest.output.thresholds[:20]
-        shown = shown.model_copy(
-            update={"output": manifest.output.model_copy(update={"thresholds": kept})}
-        )
+    output, most = manifest.output, 20
+    kept = {k: v[:most] for k, v in output if isinstance(v, tuple)}  # one for each name
+    shown = {"vocab": manifest.vocab[:most], "output": output.model_copy(update=kept)}
+    shown = manifest.model_copy(update=shown)
     count = len(shown.vocab)
     row = np.full(count, round(0.1 / max(count - 1, 1), 6))
     row[0] = 0.9

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..bundle.graph import GraphError, check_graph
 from ..bundle.manifest import BundleError, InputError, Manifest, read_file, read_manifest
 from ..config import MlkitError
 from .answers import named
@@ -80,6 +81,7 @@ class Predictor:
         graph = self._file(name)
         self.graph_bytes = len(graph)
         try:
+            check_graph(graph)
             if engine is None or self.probe:
                 like = self.probe or _PLAIN
                 self.engine = open_engine(like.engine, graph, like.lanes)
@@ -89,7 +91,7 @@ class Predictor:
             else:
                 blank = self.reader.read_all([self.question])[0]
                 self.engine, self.probe = choose(graph, blank, wanted=engine)
-        except EngineError as e:
+        except (EngineError, GraphError) as e:
             raise BundleError(f"{self.folder}: {name}: {e}", [name]) from e
 
     def _file(self, name: str) -> bytes:
