@@ -241,6 +241,9 @@ DATES = {
     "Chinese": (["2018年6月22日", "2018年7月4日"], "2018-06-22", "read as dates"),
     "a form": (["2018/6/22 1:05:00 PM GMT+2", "2018/7/4 1:05:00 AM GMT+2"], "2018-06-22T11:05", ""),
     "a named zone": (["22 Jun 2018 09:30 EST", "4 Jul 2018 09:30 EST"], "2018-06-22T14:30", ""),
+    "o'clock": (["22.6.2018 13:05 Uhr", "24.6.2018 1:05 Uhr"], "2018-06-22T13:05", "day first"),
+    "weeks": (["2018-W25", "2018-W27"], "2018-06-18", "read as dates"),
+    "without marks": (["20180622T130500Z", "20180704T010500Z"], "2018-06-22T13:05", ""),
     "quarters": (["1998 Q1", "1998 Q2"], "1998-01-01", "read as dates"),
     "quarters first": (["Q3/2019", "Q4/2019"], "2019-07-01", "read as dates"),
     "months": (["1998-03", "1998-04"], "1998-03-01", ""),
@@ -500,12 +503,19 @@ EXPORTS = {
     "a total": (
         "region,units,price\n" + "".join(f"N,{i},{i}.5\n" for i in FEW) + "Grand total,210,220\n",
         ["region", "units", "price"],
-        "the last row is a total ('Grand total')",
+        "are left out: 'Grand total'",
     ),
     "a total among numbers": (
         "Nr;Menge;Preis\n" + "".join(f"{i};{i};{i},5\n" for i in FEW) + "Summe;210;220\n",
         ["Nr", "Menge", "Preis"],
-        "the last row is a total ('Summe')",
+        "are left out: 'Summe'",
+    ),
+    "a foot": (
+        "region,units,price\n"
+        + "".join(f"N,{i},{i}.5\n" for i in FEW)
+        + "Average,10,10\nSource: ERP,,\n",
+        ["region", "units", "price"],
+        "are left out: 'Average', 'Source: ERP'",
     ),
 }
 
@@ -551,3 +561,28 @@ def test_codes_are_no_numbers_and_no_units(tmp_path: Path) -> None:
         assert type_of(frame["x"]) == "text" and "units" not in said(frame)
     frame = table(tmp_path, "code,x\n" + "".join(f'="{i:05d}",{i}\n' for i in FEW))
     assert frame["code"].tolist()[:2] == ["00001", "00002"]
+
+
+@pytest.mark.parametrize("price", ["kr 4.198,-", "4.198,-- €", "€ 4.198,—"])
+def test_a_price_without_cents_is_not_below_nothing(tmp_path: Path, price: str) -> None:
+    frame = column(tmp_path, [price, price.replace("4.198", "950")], ";")
+    assert frame["x"].tolist() == [4198, 950] and asked(frame, price) == 4198
+    assert column(tmp_path, ["4.198,50-", "950,00"], ";")["x"].tolist() == [-4198.5, 950]
+
+
+def test_words_that_look_like_one_and_marks_for_nothing_in_a_target_are_told() -> None:
+    frame = pd.DataFrame({"sex": ["male", "Male", "f"] * 20, "y": ["yes", "?", "no"] * 20})
+    told = "; ".join(audit(frame, load_settings(target="y", keep="sex")).notes)
+    assert (
+        "sex: words that differ only in capitals or blanks are kept apart: 'Male' = 'male'" in told
+    )
+    assert "y: '?' is learned as a class" in told and "y: words" not in told
+
+
+def test_a_target_in_several_currencies_is_refused_with_its_reason() -> None:
+    prices = [f"{('USD', 'EUR')[i % 2]} {i % 20}.50" for i in range(60)]
+    found = audit(
+        pd.DataFrame({"price": prices, "x": range(60), "z": [1, 2] * 30}), load_settings()
+    )
+    with pytest.raises(DataError, match="price: numbers in several units: 'EUR' .30., 'USD' .30."):
+        split(found, load_settings())

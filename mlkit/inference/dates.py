@@ -74,7 +74,7 @@ def is_storable(
 
 # %% ../../nbs/inference/01_dates.ipynb #dea4136d
 _CLOCK = re.compile(
-    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?\s*(?P<zone>Z|(?:UTC|GMT)?[+-]\d\d?(?::?\d\d)?|[A-Z]{3,4})?)?",
+    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?(?:Uhr|hrs?)?\s*(?P<zone>Z|(?:UTC|GMT)?[+-]\d\d?(?::?\d\d)?|[A-Z]{3,4})?)?",
     re.I,
 )
 
@@ -197,6 +197,9 @@ def _short(text: str) -> datetime | None:
     return datetime(_year(found["y"]), month, int(found.get("d") or 1))
 
 # %% ../../nbs/inference/01_dates.ipynb #7210bd45
+_ISO = re.compile(r"\d{4}-(?:.{5}|W\d\d$)|\d{8}T\d{4}", re.S)  # a week is its Monday
+
+
 def _numeric(text: str, order: str) -> datetime | None:
     "Return a date of three numbers."
     found = _DIGITS.fullmatch(text)
@@ -219,7 +222,7 @@ def read_date(
     try:
         return (
             to_date(text)
-            if text[:4].isdecimal() and text[4:5] == "-" and len(text) > 9
+            if _ISO.match(text)
             else _numeric(text, order) or _short(text) or _worded(text)
         )
     except (ValueError, OverflowError):

@@ -91,6 +91,9 @@ _NUMBER = re.compile(
 )
 
 
+_NO_CENTS = re.compile(r"(?<=\d)([.,])(?:-{1,2}|—)(?=$|\s)")  # of `kr 4.198,-`, which is no minus
+
+
 def is_currency(
     mark: str,
 ) -> bool:
@@ -112,7 +115,8 @@ def taken_apart(
     text: str,
 ) -> Written | None:
     "Return the parts of a cell, None where it is no number however it is read."
-    found = _NUMBER.fullmatch(text.translate(_SAME).strip())
+    bare = _NO_CENTS.sub(r"\1", text.translate(_SAME).strip())
+    found = _NUMBER.fullmatch(bare)
     if not found or bool(found["open"]) != bool(found["close"]):
         return None
     before, after = found["before"] or "", found["after"] or ""

@@ -63,18 +63,28 @@ class ReadAs(dict):
 
 
 _TOTAL = re.compile(
-    r"((grand|sub)[ -]?)?totale?s?:?|sum:?|summe:?|gesamt(summe|ergebnis)?:?|insgesamt:?|somme:?|suma:?|totaal:?|итого:?|合計|合计|总计",
+    r"((grand|sub)[ -]?)?totale?s?:?|sum:?|summe:?|gesamt(summe|ergebnis)?:?|insgesamt:?|somme:?|suma:?|totaal:?|итого:?|合計|合计|总计|averages?:?|mean:?|durchschnitt:?|mittelwert:?|moyenne:?|promedio:?",
     re.I,
 )
 
 
-def _without_total(columns: dict[str, pd.Series], notes: list[str]) -> dict[str, pd.Series]:
-    "Return the columns without a last row that is the total of the others, which a report ends with."
-    for values in columns.values():
-        last = values.iloc[-1] if len(values) > 10 else None
-        if isinstance(last, str) and _TOTAL.fullmatch(last) and (values == last).sum() == 1:
-            notes.append(f"the last row is a total ({last!r}) and is left out")
-            return {n: v.iloc[:-1] for n, v in columns.items()}
+def _foot(columns: Mapping[str, pd.Series]) -> str:
+    "Return what makes the last row one of a report's foot, a total or a sentence that stands alone; empty for a row."
+    last = {n: v.iloc[-1] for n, v in columns.items()}
+    words = {n: c for n, c in last.items() if isinstance(c, str)}
+    total = (c for n, c in words.items() if _TOTAL.fullmatch(c) and (columns[n] == c).sum() == 1)
+    alone = len(last) > 2 and sum(pd.notna(c) for c in last.values()) == 1
+    return next(total, next((c for c in words.values() if alone and " " in c), ""))
+
+
+def _without_foot(columns: dict[str, pd.Series], notes: list[str]) -> dict[str, pd.Series]:
+    "Return the columns without the last rows that are a total, an average or a remark, as a report ends with."
+    left = []
+    while max(map(len, columns.values()), default=0) > 10 and (foot := _foot(columns)):
+        left.append(repr(foot))
+        columns = {n: v.iloc[:-1] for n, v in columns.items()}
+    if left:
+        notes.append(f"the last rows are no examples and are left out: {listed(left[::-1])}")
     return columns
 
 
@@ -86,7 +96,7 @@ def _with_types(
     if rows == 0 or len(columns) < 2:
         size = f"{rows} rows and {len(columns)} columns"
         raise DataError(f"{name} has {size}; rows with a target and more are needed")
-    columns = _without_total(columns, notes)
+    columns = _without_foot(columns, notes)
     typed = {n: _typed(values.reset_index(drop=True)) for n, values in columns.items()}
     typed |= {
         n: v.map("{:.0f}".format, na_action="ignore").astype(object)

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'is_time', 'useless', 'leakage_scores', 'TabularAudit', 'row
 # %% ../../nbs/preprocess/05_tabular_audit.ipynb #3376bedd
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Settings, listed, split_names
+from ..inference.values import is_missing
 from .audit import Audit
 from .columns import _called, read_table, type_of
 from .groups import proposals
@@ -309,12 +310,25 @@ def audit(
         raise DataError(
             f"no column is left to learn from ({whys}); name one that is to stay in data.keep"
         )
-    notes = (*read["notes"], *rare)
+    notes = (*read["notes"], *rare, *_spellings(frame, target))
     if not (data.group or data.time or held_by(frame)):
         notes = (*notes, *proposals(frame, [*alone], target))
     return TabularAudit(
         _called(source).strip("'"), frame, target, left, alone, read["rules"], notes
     )
+
+
+def _spellings(frame: pd.DataFrame, target: Target) -> Iterator[str]:
+    "Yield what looks like one class, or like none, and is learned as one of its own."
+    for name, values in frame.items():
+        kinds = values.dropna().unique() if type_of(values) == "text" else ()
+        ways: dict[str, list[str]] = {}
+        for kind in kinds if len(kinds) <= 100 else ():
+            ways.setdefault(" ".join(str(kind).casefold().split()), []).append(str(kind))
+        if alike := [" = ".join(map(repr, sorted(w))) for w in ways.values() if len(w) > 1]:
+            yield f"{name}: words that differ only in capitals or blanks are kept apart: {listed(alike, 3)}"
+        if name in target.targets and (none := [k for k in kinds if is_missing(k, "number")]):
+            yield f"{name}: {listed(none, word=repr)} is learned as a class; clear those cells if they mean that nothing is known"
 
 
 def _is_trend(frame: pd.DataFrame, name: str, target: Target) -> bool:
