@@ -6,7 +6,6 @@
 __all__ = ['printable', 'one_spelling', 'image_examples', 'grouped', 'read_source', 'find_examples']
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #58d8ce5b
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from .cells import SUFFIX
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
@@ -247,7 +247,7 @@ def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
     named = [
         {c.replace("\\", "/").rpartition("/")[2] for c in v[:_FIRST]} for v in columns.values()
     ]
-    whole = {c for cells in named for c in cells if _WITH_SUFFIX.search(c)}
+    whole = {c for cells in named for c in cells if SUFFIX.search(c)}
     bare = set().union(*named) - whole - {""}
     stems, ends = {c.rpartition(".")[0] for c in whole}, set()
     for _, name in islice(file_names(folder), _MOST):
@@ -256,9 +256,6 @@ def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
             return True
         ends |= {stem, name}
     return any(4 * len(cells & ends & bare) >= len(cells) for cells in named if cells & bare)
-
-
-_WITH_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
 def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:

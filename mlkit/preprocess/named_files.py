@@ -19,6 +19,7 @@ from zipfile import ZipFile
 from ..config import DataSettings, listed, split_names
 from ..inference.values import Numbers, said_of
 from mlkit.preprocess.cells import (
+    SUFFIX,
     as_numbers,
     between_labels,
     counts_rows,
@@ -87,12 +88,13 @@ def file_columns(
         some = [c for c in cells if c]
         if not some or not any(index.find(c) for c in some[:: max(1, len(some) // 200)]):
             continue
-        bare = not any(Path(c).suffix for c in some)  # `a` may be a word or a file's name
+        bare = not any(map(SUFFIX.search, some))  # `a` may be a word or a file's name
         if bare and 4 * len(set(some)) < len(some):
             continue  # half of them would be too few files
         paths = resolve(cells, index)
         hits = [p for p in paths if p]
-        if 2 * len(hits) >= len(some) and not (bare and 2 * len(set(hits)) < len(hits)):
+        least = 0.9 if bare and mostly(is_number, some) else 0.5  # an age of 7 is by chance 7.png
+        if len(hits) >= least * len(some) and not (bare and 2 * len(set(hits)) < len(hits)):
             found[name] = paths
     return dict(sorted(found.items(), key=lambda f: -len({p for p in f[1] if p})))
 
