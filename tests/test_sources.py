@@ -666,4 +666,4 @@ def test_numbers_of_images_are_read_as_those_of_tables(tmp_path: Path) -> None:
     task, why = infer_task(settings)
     assert task.name == "image-regression" and "thousands ','" in why and "'$' removed" in why
     found = find_examples(settings.data.source, settings)
-    assert sorted(e.target for e in found.examples)[:2] == [(1000.5,), (1001.5,)]
+    assert sorted(e.target for e in found)[:2] == [(1000.5,), (1001.5,)]
