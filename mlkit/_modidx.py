@@ -2143,6 +2143,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source._unmasked': ( 'preprocess/image_source.html#_unmasked',
                                                                                             'mlkit/preprocess/image_source.py'),
+                                               'mlkit.preprocess.image_source._within_reach': ( 'preprocess/image_source.html#_within_reach',
+                                                                                                'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source.find_examples': ( 'preprocess/image_source.html#find_examples',
                                                                                                 'mlkit/preprocess/image_source.py'),
                                                'mlkit.preprocess.image_source.grouped': ( 'preprocess/image_source.html#grouped',

@@ -654,6 +654,16 @@ def test_numbers_that_are_by_chance_names_of_images_nearby_name_none(tmp_path: P
     assert task_of(tmp_path / "own" / "ages.csv") == "table-classification"
     rows(tmp_path / "own" / "shots.csv", "id,y", *(f"{i},{'ab'[i % 3 > 0]}" for i in range(1, 61)))
     assert task_of(tmp_path / "own" / "shots.csv") == "image-classification"
+    for place, kind in (("else/shots", "image"), ("some/body/else", "table")):
+        (tmp_path / place).parent.mkdir(parents=True)
+        next(p.parent for p in tmp_path.rglob("7.png")).rename(tmp_path / place)
+        assert task_of(tmp_path / "own" / "shots.csv") == f"{kind}-classification"
+
+
+def test_an_archive_that_cannot_be_opened_stops_no_table(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK no archive")
+    rows(tmp_path / "t.csv", "doc,x,y", *(f"{i}.pdf,{i % 7},{'ab'[i % 3 > 0]}" for i in range(60)))
+    assert task_of(tmp_path / "t.csv", "data.target=y") == "table-classification"
 
 
 def test_numbers_of_images_are_read_as_those_of_tables(tmp_path: Path) -> None:

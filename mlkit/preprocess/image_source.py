@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
-from .cells import SUFFIX
+from .cells import SUFFIX, is_number, mostly
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
@@ -225,12 +225,21 @@ def _of_table(found: Source, settings: Settings) -> Examples | None:
     cells = text_table(found.root, settings)
     folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
     near = [look(str(f), settings, most=_MOST) for f in folders]
-    hits = (
-        n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
-    )
+    own = found.root.absolute().parent
+    hits = filter(None, (_within_reach(n, cells.columns, own) for n in near))
     if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
     return named_files(found.root, cells, hit or found, settings.data)
+
+
+def _within_reach(near: Source, columns: Mapping, own: Path) -> Source | None:
+    "Return the source if a column names its images; above the table's own folder, row numbers name those alone that lie close."
+    named = file_columns(columns, FileIndex(near.folder, near.images))
+    if named and near.root != own and all(mostly(is_number, columns[c]) for c in named):
+        close = (p for p in near.images if len(p.relative_to(near.root).parts) <= 3)
+        near = replace(near, images=tuple(close))
+        named = file_columns(columns, FileIndex(near.folder, near.images))
+    return near if named else None
 
 
 _FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere

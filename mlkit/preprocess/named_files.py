@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 from ..config import DataSettings, listed, split_names
 from ..inference.values import Numbers, said_of
@@ -298,7 +298,7 @@ def check_unread(
     source: Source,
 ) -> None:
     "Raise `DataError` if a column names files that are there and are not read: DICOM, sound, an archive."
-    zips = [p for p in source.unread if p.suffix.lower() == ".zip"]
+    zips = [p for p in source.unread if p.suffix.lower() == ".zip" and is_zipfile(p)]
     inside = {p / name: p.name for p in zips for name in ZipFile(p).namelist() if name[-1:] != "/"}
     named = file_columns(cells.columns, FileIndex(source.folder, [*source.unread, *inside]))
     for column, paths in named.items():
