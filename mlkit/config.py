@@ -150,8 +150,14 @@ class DataSettings(_Section):
     workers: int = Field(
         -1, ge=-1, description="processes that read examples; -1 = chosen for the machine"
     )
-    augment: bool = Field(True, description="small random rotations, zooms and changes of light")
-    flip: bool = Field(True, description="mirror left and right as well; wrong for digits and text")
+    augment: Literal["auto"] | bool = Field(
+        "auto",
+        description="small random rotations, zooms and changes of light; auto = light alone where places or angles are learned",
+    )
+    flip: Literal["auto"] | bool = Field(
+        "auto",
+        description="mirror left and right as well; wrong for digits and text; auto = unless an answer says left or right",
+    )
     cache_gb: float = Field(
         20, ge=0, description="for pictures kept at the model's size, GB on disk; 0 = no cache"
     )
@@ -297,6 +303,9 @@ class ApiSettings(_Section):
     )
     drain_seconds: float = Field(
         2, ge=0, description="accepting goes on after SIGTERM, not ready, seconds"
+    )
+    load_seconds: float = Field(
+        120, gt=0, description="time for a new version to be opened and asked, seconds"
     )
     watch_seconds: float = Field(
         1, gt=0, description="pause between looks at the registry, seconds"

@@ -34,6 +34,31 @@ OTHER = "turned = Neg(mean)  p = Softmax<axis = 1>(turned)"  # red is the least 
 KEY = "a-key-of-these-tests"
 
 
+ENDLESS = """
+    turns = Constant<value = int64 {9000000000000000000}>()
+    yes = Constant<value = bool {1}>()
+    kept = Loop(turns, yes, mean) <body = turn (int64 i, bool go, float[n, 3] a) => (bool on, float[n, 3] b) {
+        on = Identity(go)
+        b = Neg(a)
+    }>
+    p = Softmax<axis = 1>(kept)"""
+GREEDY = """
+    shape = Constant<value = int64[1] {4000000000}>()
+    zeros = ConstantOfShape(shape)
+    more = ReduceMean(zeros)
+    sum = Add(mean, more)
+    p = Softmax<axis = 1>(sum)"""  # 16 GB of zeros
+CRASH = """
+import os, signal, onnxruntime
+opened = onnxruntime.InferenceSession
+def crash(graph, *args, **options):
+    if b"crash_here" in graph:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return opened(graph, *args, **options)
+onnxruntime.InferenceSession = crash
+"""  # for every process that begins
+
+
 def slow(turns: int) -> str:
     return SLOW.format(turns=turns)
 
@@ -810,6 +835,41 @@ def test_what_cannot_be_read_is_refused_in_its_turn(server: Server, broken: byte
             caller.sendall(sent)
             said = b"".join(iter(lambda c=caller: c.recv(65536), b""))
         assert [int(m) for m in re.findall(rb"HTTP/1.1 (\d+) ", said)] == expected
+
+
+# 2 s each beside the trial itself: the old version is asked all the time
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("crash", "SIGSEGV"),
+        ("hang", "within 3 s"),
+        ("names", "model.onnx"),
+        ("memory", "no engine here"),
+    ],
+)
+def test_a_version_that_harms_is_not_let_in(
+    what: str, said: str, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "models")
+    registry.promote(registry.add(make_bundle(tmp_path / "one"), name="color").ref)
+    crash = "crash_here = Identity(mean)  p = Softmax<axis = 1>(crash_here)"
+    graphs = {"memory": GREEDY, "hang": ENDLESS, "crash": crash}
+    graph = graphs.get(what, SOFTMAX)
+    vocab = {"vocab": ("red", "green", "blue", "grey")} if what == "names" else {}
+    bad = registry.add(make_bundle(tmp_path / "two", graph, **vocab), name="color")
+    if what == "crash":  # of the engine, in whatever process opens that graph
+        (tmp_path / "crash").mkdir()
+        (tmp_path / "crash/sitecustomize.py").write_text(CRASH)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'crash'}:{os.environ.get('PYTHONPATH', '')}")
+    with start("api.load_seconds=3", root=registry.root, cold=True) as server:
+        assert ask(server).is_success
+        registry.promote(bad.ref)
+        until(lambda: httpx.get(f"{server.url}/health/ready").json().get("troubles"))
+        r = httpx.get(f"{server.url}/health/ready")
+        assert r.is_success and said in r.json()["troubles"][0], r.text
+        assert ask(server).json()["version"] == 1
+        registry.promote("color@1")
+        until(lambda: not httpx.get(f"{server.url}/health/ready").json()["troubles"])
 
 
 def test_one_broken_model_takes_no_other_along(start: Callable, tmp_path: Path) -> None:

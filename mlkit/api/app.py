@@ -203,7 +203,9 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         v2.InferRequest(**asked), version.name, version.version, [answers.example(version.manifest)]
     )[0]
     described_body = _inlined(v2.InferRequest.model_json_schema())
-    described_body["properties"]["inputs"]["items"]["properties"]["name"] = {"const": reader.name}
+    described_body["properties"]["inputs"]["items"]["properties"]["name"] = {
+        "enum": [*reader.tensors]
+    }
     schema = {"schema": described_body, "example": asked}
     body = {"required": True, "content": {"application/json": schema}}
     described = {

@@ -102,17 +102,19 @@ def parse(
 
 def _inputs(asked: InferRequest, rest: bytes, limit: int, reader: Reader) -> Inputs:
     tensor, count = asked.inputs[0], asked.inputs[0].shape[0]
-    if tensor.name != reader.name:
-        raise HTTPException(422, f"inputs.0.name is {tensor.name[:80]!r}; taken is {reader.name!r}")
+    if tensor.name not in reader.tensors:
+        taken = " or ".join(map(repr, reader.tensors))
+        raise HTTPException(422, f"inputs.0.name is {tensor.name[:80]!r}; taken is {taken}")
+    from_text, from_file = reader.tensors[tensor.name]
     if tensor.shape[1:] not in ([], [1]):
         raise HTTPException(422, f"inputs.0.shape is {tensor.shape}; taken is [n] or [n, 1]")
     if count > limit:
         raise too_many(limit)
     if tensor.data is None:
         files = _elements(rest, tensor.parameters.get("binary_data_size"), count)
-        elements = [reader.from_file(data) for data in files]
+        elements = [from_file(data) for data in files]
     else:
-        elements = [reader.from_text(text, f"inputs.0.{i}") for i, text in enumerate(tensor.data)]
+        elements = [from_text(text, f"inputs.0.{i}") for i, text in enumerate(tensor.data)]
     if len(elements) != count:
         said = f"inputs.0: the shape says {count} elements, and there are {len(elements)}"
         raise HTTPException(422, said)

@@ -178,6 +178,14 @@ class TextInput(_Part):
     max_characters: int | None = Field(
         None, ge=1, description="only so many are given to the tokenizer; None = all"
     )
+    columns: tuple[str, ...] = Field(
+        (),
+        description="of the training table, whose texts are joined in this order, a line each, without empty ones",
+    )
+    ignored: tuple[str, ...] = Field(
+        (),
+        description="columns of the training table that an instance may hold and that are not read",
+    )
 
 # %% ../../nbs/bundle/01_manifest.ipynb #efbe7236
 class OneLabel(_Part):

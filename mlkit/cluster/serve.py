@@ -245,6 +245,9 @@ class Fleet:
         self.serve.status()  # so that Ray has heard what was said before
         self.loop.call_soon_threadsafe(self.loop.stop)
 
+    def try_out(self, version: Version, meanwhile: Callable[[], None]) -> None:
+        "Do nothing: a replica is a process of its own already."
+
     def fits(self, version: Version, held: Sequence[LoadedModel]) -> bool:
         "Return whether the cluster has a place for another model."
         return len(held) < room(self.ray, self.settings)

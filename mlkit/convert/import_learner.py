@@ -11,14 +11,13 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..bundle.graph import check_graph
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
-from ..config import MlkitError, listed, printable
+from ..config import MlkitError, listed, nearest, printable
 from .pickle_scan import Inspection, inspect
 from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
@@ -85,13 +84,14 @@ def import_learner(
     without: Sequence[str] = (),  # walls that may be missing, of `mlkit.convert.sandbox.missing()`
 ) -> Path:
     "Convert the export and return the bundle; raise `ForeignError`, having opened nothing unless it is trusted."
+    _check_there(path)
     with tempfile.TemporaryDirectory() as tmp:
-        box = Path(tmp).resolve() / "box"
+        box, copy = Path(tmp).resolve() / "box", Path(tmp) / "given" / path.name
         box.mkdir(mode=0o700)
-        copy = box / "export.pkl"
-        if path.is_file():
-            shutil.copyfile(path, copy)
-        seen = replace(inspect(copy), name=path.name)
+        copy.parent.mkdir()
+        shutil.copyfile(path, copy)
+        seen = inspect(copy)  # under its own name, which messages repeat
+        copy.rename(box / "export.pkl")
         if not trust:
             raise ForeignError(_refusal(seen, path), seen)
         if not seen.sha256.startswith(sha256.lower()):
@@ -106,6 +106,15 @@ def import_learner(
         _gather(inputs, box / "inputs")
         _open_in(box, seen, name, limits, without)
         return _rewritten(box / "bundle", target, name, seen)
+
+
+def _check_there(path: Path) -> None:
+    "Raise `ForeignError` where there is no such file, naming the exports that lie there."
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.absolute().parent.glob("*.pkl")])
+        raise ForeignError(
+            f"{str(path)!r} is not a file; give the file that learn.export() wrote; {near}"
+        )
 
 
 def _open_in(

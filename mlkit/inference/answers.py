@@ -105,6 +105,8 @@ def _numbers(
 def _said(manifest: Manifest, note: Any) -> tuple[bool | None, Notes]:
     "Return whether a text was cut off, and what is to be said of a row."
     kind = manifest.input.kind
+    if kind == "text" and isinstance(note, dict):
+        return note["truncated"], {"ignored": note["ignored"]}
     return bool(note) if kind == "text" else None, (note or None) if kind == "table" else None
 
 
@@ -220,7 +222,7 @@ def schema(
         cut = "whether the text was longer than the model reads"
         fields["truncated"] = {"type": "boolean", "description": cut}
     required = list(fields)
-    if manifest.input.kind == "table":
+    if getattr(manifest.input, "columns", ()):
         fields["notes"] = _NOTES
     return {"type": "object", "properties": fields, "required": required}
 

@@ -147,9 +147,13 @@ class Predictor:
         return named(row, self.manifest, note, temperature=self.temperature)
 
     def check_golden(self) -> None:
-        "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently."
-        if not self.manifest.golden:
-            self.forward(self.reader.read_all([self.question])[0])
+        "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently, or a graph that does not fit its manifest."
+        row, names = self.forward(self.reader.read_all([self.question])[0])[0], self.manifest.vocab
+        if self.manifest.output.kind != "mask" and row.shape != (len(names),):
+            said = (
+                f"the graph answers in the shape {row.shape}, and the manifest names {len(names)}"
+            )
+            raise BundleError(f"{self.folder}: {said}", [GRAPHS[self.precision]])
         for golden in self.manifest.golden:
             asked = self.reader.from_file(self._file(golden.file))
             row = self.digest(self.forward(self.reader.read_all([asked])[0])[0])

@@ -8,7 +8,7 @@ __all__ = ['parsed', 'Reader', 'FieldReader']
 # %% ../../nbs/inference/00_reader.ipynb #46c13868
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,11 @@ class Reader(ABC):
         one: Any,  # an input
     ) -> tuple[bytes, str]:
         "Return content and suffix of a file that holds the input."
+
+    @property
+    def tensors(self) -> dict[str, tuple[Callable[[Any, str], Any], Callable[[bytes], Any]]]:
+        "What the Open Inference Protocol may call the input → how an element is read, as text and in binary."
+        return {self.name: (self.from_text, self.from_file)}
 
     @abstractmethod
     def from_json(

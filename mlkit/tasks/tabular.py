@@ -268,6 +268,7 @@ class TableKind(Kind):
 
     name = "table"
     uses = frozenset("data.dates data.keep data.missing data.units".split())
+    tried = False
 
     match = staticmethod(match)
     audit = staticmethod(audit)

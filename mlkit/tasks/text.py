@@ -118,6 +118,8 @@ def input_spec(
         max_tokens=tokenizer.truncation["max_length"],
         pad=tokenizer.get_vocab_size(),
         max_characters=found[0].max_characters,
+        columns=getattr(found[0], "columns", ()),  # Learners of before have none
+        ignored=getattr(found[0], "unread", ()),
     )
 
 
@@ -222,6 +224,7 @@ class TextKind(Kind):
 
     name = "text"
     uses = frozenset("data.max_tokens data.text data.workers".split())
+    tried = False
 
     match = staticmethod(match)
     audit = staticmethod(audit)
