@@ -102,6 +102,10 @@ class DataSettings(_Section):
     encoding: str = Field(
         "", description="of tables as text, such as cp1252 or utf-16; empty = found out, by file"
     )
+    dates: Literal["auto", "day-first", "month-first"] = Field(
+        "auto",
+        description="of tables, where 03/04/2024 may be either: auto, day-first, month-first",
+    )
     task: str = Field(
         "", description="what is learned, such as image-classification; empty = inferred"
     )

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mlkit.config import load_settings
+from mlkit.preprocess.image_source import find_examples
 from mlkit.preprocess.source import DataError, look
 from mlkit.tasks.task import infer_task
 
@@ -771,3 +772,32 @@ def test_two_different_rows_are_split_by_row(tmp_path: Path) -> None:
     task = infer_task(settings)[0]
     parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
     assert set(parts.train["group"]) == {"treated", "control"} and 6 <= len(parts.valid) <= 10
+
+
+def test_numbers_that_are_by_chance_names_of_images_nearby_name_none(tmp_path: Path) -> None:
+    for i in range(1, 61):
+        image(tmp_path / f"shots/{i}.png")
+    ages = [f"{i + 10},{i % 7}.5,{i % 2}" for i in range(81)]  # 50 of 81 are there
+    rows(tmp_path / "own" / "ages.csv", "age,dose,y", *ages)
+    assert task_of(tmp_path / "own" / "ages.csv") == "table-classification"
+    rows(tmp_path / "own" / "shots.csv", "id,y", *(f"{i},{'ab'[i % 3 > 0]}" for i in range(1, 61)))
+    assert task_of(tmp_path / "own" / "shots.csv") == "image-classification"
+
+
+def test_an_archive_that_cannot_be_opened_stops_no_table(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK no archive")
+    rows(tmp_path / "t.csv", "doc,x,y", *(f"{i}.pdf,{i % 7},{'ab'[i % 3 > 0]}" for i in range(60)))
+    assert task_of(tmp_path / "t.csv", "data.target=y") == "table-classification"
+
+
+def test_numbers_of_images_are_read_as_those_of_tables(tmp_path: Path) -> None:
+    lines = []
+    for i in range(40):
+        image(tmp_path / f"{i}.png", i)
+        lines.append(f'{i}.png,"1,{i:03d}.50 $"')
+    rows(tmp_path / "prices.csv", "file,price", *lines)
+    settings = load_settings(f"data.source={tmp_path / 'prices.csv'}")
+    task, why = infer_task(settings)
+    assert task.name == "image-regression" and "thousands ','" in why and "'$' removed" in why
+    found = find_examples(settings.data.source, settings)
+    assert sorted(e.target for e in found)[:2] == [(1000.5,), (1001.5,)]

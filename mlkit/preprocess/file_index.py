@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from .cells import SUFFIX, is_number, mostly
 from .source import Source, role_of
 
 # %% ../../nbs/preprocess/01_file_index.ipynb #2305c60d
@@ -84,11 +85,12 @@ def file_columns(
         some = [c for c in cells if c]
         if not some or not any(index.find(c) for c in some[:: max(1, len(some) // 200)]):
             continue
-        bare = not any(Path(c).suffix for c in some)  # `a` may be a word or a file's name
+        bare = not any(map(SUFFIX.search, some))  # `a` may be a word or a file's name
         if bare and 4 * len(set(some)) < len(some):
             continue  # half of them would be too few files
         paths = resolve(cells, index)
         hits = [p for p in paths if p]
-        if 2 * len(hits) >= len(some) and not (bare and 2 * len(set(hits)) < len(hits)):
+        least = 0.9 if bare and mostly(is_number, some) else 0.5  # an age of 7 is by chance 7.png
+        if len(hits) >= least * len(some) and not (bare and 2 * len(set(hits)) < len(hits)):
             found[name] = paths
     return dict(sorted(found.items(), key=lambda f: -len({p for p in f[1] if p})))

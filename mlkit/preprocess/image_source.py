@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from .cells import SUFFIX
 from .file_index import file_columns, index_of
 from mlkit.preprocess.layouts import (
     Placed,
@@ -47,10 +48,10 @@ from mlkit.preprocess.source import (
     Example,
     Examples,
     Source,
+    file_names,
     look,
     role_of,
     text_table,
-    walk,
 )
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
@@ -274,10 +275,18 @@ def _around(table: Path) -> list[Path]:
 
 def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
     "Return whether a file below the folder is called as some cell: most tables name none, and reading what lies around them takes seconds."
-    some = {c.replace("\\", "/").rpartition("/")[2] for v in columns.values() for c in v[:_FIRST]}
-    words = {word for c in some - {""} for word in (c, c.rpartition(".")[0])} - {""}
-    files = islice(walk(folder), _MOST)
-    return any(p.name in words or p.stem in words or p.suffix == ".zip" for p in files)
+    named = [
+        {c.replace("\\", "/").rpartition("/")[2] for c in v[:_FIRST]} for v in columns.values()
+    ]
+    whole = {c for cells in named for c in cells if SUFFIX.search(c)}
+    bare = set().union(*named) - whole - {""}
+    stems, ends = {c.rpartition(".")[0] for c in whole}, set()
+    for _, name in islice(file_names(folder), _MOST):
+        stem, dot, end = name.rpartition(".")
+        if name in whole or (dot and stem in stems) or (whole and end.lower() == "zip"):
+            return True
+        ends |= {stem, name}
+    return any(4 * len(cells & ends & bare) >= len(cells) for cells in named if cells & bare)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
 def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:

@@ -15,16 +15,17 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 from ..config import DataSettings, listed, split_names
+from ..inference.values import Numbers, said_of
 from mlkit.preprocess.cells import (
+    as_numbers,
     between_labels,
     counts_rows,
     flags_of,
     is_number,
     mostly,
-    number_of,
     part_column,
 )
 from .file_index import FileIndex, file_columns, index_of
@@ -128,12 +129,11 @@ def _purpose(
                 targets,
                 between,
             )
-    numbers = all(mostly(is_number, cells) for cells in columns.values())
-    if asked == NUMBERS or (numbers and (more or not _few_kinds(targets[0], first))):
-        comma = (
-            ", with a decimal comma" if any(re.fullmatch(r"[+-]?\d+,\d+", c) for c in first) else ""
-        )
-        return _Learned(NUMBERS, f"{name}: numbers{comma}", targets)
+    found = [*map(as_numbers, columns.values())]
+    numbers = all(f.share >= 0.9 for f in found)
+    if asked == NUMBERS or (numbers and (more or not _few_kinds(targets[0], found[0]))):
+        said = listed({s: None for f in found if (s := said_of(f))}, sep="; ")
+        return _Learned(NUMBERS, f"{name}: {said or 'numbers'}", targets)
     if not more:
         _check_one_answer(targets[0], first)
         grades = "; data.task=image-regression learns them as numbers" if numbers else ""
@@ -143,10 +143,9 @@ def _purpose(
     )
 
 
-def _few_kinds(name: str, cells: Sequence[str]) -> bool:
+def _few_kinds(name: str, found: Numbers) -> bool:
     "Return whether numbers are classes: whole ones of few values, two or those that the name calls classes."
-    values = [number_of(c) for c in cells if c]
-    known = {v for v in values if v is not None}
+    known = {*found.values.values()}
     if any(v != round(v) for v in known) or len(known) > 20:
         return False
     return len(known) < 8 or name.strip().lower() in _LABELS
@@ -157,13 +156,13 @@ def _spelled(cells: Sequence[str]) -> str:
 
 # %% ../../nbs/preprocess/01_named_files.ipynb #378450df
 def _target_of(
-    cells: tuple[str, ...], learned: _Learned, known: tuple[str, ...] | None, flags: list
+    cells: tuple[str, ...], learned: _Learned, known: tuple[str, ...] | None, meant: list[Mapping]
 ) -> dict[str, Any]:
-    "Return label, target and problem of one row."
+    "Return label, target and problem of one row; `meant` is what the cells of a target mean, where they are flags or numbers."
     if learned.task == CLASS:
         return {"label": cells[0]}
     if learned.task == NUMBERS:
-        values = [number_of(c) for c in cells]
+        values = [means.get(c) for means, c in zip(meant, cells, strict=True)]
         wrong = [
             f"{n} is {c!r}, not a number"
             for n, c, v in zip(learned.targets, cells, values, strict=True)
@@ -176,12 +175,12 @@ def _target_of(
             "problem": wrong[0] if wrong else None,
         }
     if learned.between is None:
-        means = [f.get(c.lower()) for f, c in zip(flags, cells, strict=True)]
+        means = [f.get(c.lower()) for f, c in zip(meant, cells, strict=True)]
         told = list(zip(learned.targets, cells, means, strict=True))
         labels = tuple(n for n, _, v in told if v)
         wrong = [
             f"{n} is {c!r}, neither {' nor '.join(f)}"
-            for (n, c, v), f in zip(told, flags, strict=True)
+            for (n, c, v), f in zip(told, meant, strict=True)
             if v is None
         ]
     else:
@@ -267,7 +266,7 @@ def check_unread(
     source: Source,
 ) -> None:
     "Raise `DataError` if a column names files that are there and are not read: DICOM, sound, an archive."
-    zips = [p for p in source.unread if p.suffix.lower() == ".zip"]
+    zips = [p for p in source.unread if p.suffix.lower() == ".zip" and is_zipfile(p)]
     inside = {p / name: p.name for p in zips for name in ZipFile(p).namelist() if name[-1:] != "/"}
     named = file_columns(cells.columns, FileIndex(source.folder, [*source.unread, *inside]))
     for column, paths in named.items():
@@ -350,7 +349,8 @@ def _examples(
         names = names_in(path.parent, "classes.txt")
     elif learned.task == MASKS:
         names = names_in(path.parent, "codes.txt", "classes.txt")
-    flags = [flags_of(columns[c]) or {} for c in learned.targets]
+    own = [columns[c] for c in learned.targets]
+    meant = [as_numbers(v).values if learned.task == NUMBERS else flags_of(v) or {} for v in own]
     examples = []
     for i, file in enumerate(found[column]):
         values = tuple(columns[c][i] for c in learned.targets)
@@ -363,7 +363,7 @@ def _examples(
             }
         else:
             what = _target_of(
-                values, learned, names if learned.between is not None else None, flags
+                values, learned, names if learned.between is not None else None, meant
             )
         keys = {
             k: columns[c][i]

@@ -35,7 +35,8 @@ def word_count(
     cell: str,
 ) -> float:
     "Return the number of words; in scripts without blanks, two signs are one."
-    return len(cell.split()) + len(_WITHOUT_BLANKS.findall(cell)) / 2
+    signs = 0 if cell.isascii() else len(_WITHOUT_BLANKS.findall(cell))
+    return len(cell.split()) + signs / 2
 
 
 def is_prose(
@@ -45,10 +46,10 @@ def is_prose(
 ) -> bool:
     "Return whether a column holds texts: eight words in the mean, three where its name says so, and nearly all different."
     some = [c for c in cells[:: max(1, len(cells) // _SOME)] if c]
-    if not some or 2 * len(set(some)) < len(some) or mostly(is_number, some):
-        return False
     least = 3 if name.strip().lower() in _NAMES else least
-    return sum(map(word_count, some)) >= least * len(some)
+    if not some or word_count(" ".join(some)) < least * len(some):
+        return False
+    return 2 * len(set(some)) >= len(some) and not mostly(is_number, some)
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #b2ec7ba3
 @dataclass(frozen=True)
