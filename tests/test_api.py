@@ -197,9 +197,12 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_other_kinds_are_415(name: str, http: httpx.Client) -> None:
-    r = http.post("/v1/predict", files=[("file", ("red.png", RED)), ("file", (name, KINDS[name]))])
-    said = problem(r, 415)
+    files = [("file", ("red.png", RED)), ("file", (name, KINDS[name]))]
+    said = problem(http.post("/v1/predict", files=files, params={"strict": "true"}), 415)
     assert repr(name) in said and "JPEG, PNG" in said
+    good, bad = http.post("/v1/predict", files=files).json()["predictions"]
+    assert good["label"] == "red" and bad["error"]["detail"] == said
+    assert problem(http.post("/v1/predict", files=files[1:]), 415) == said
 
 
 def test_a_bomb_is_refused_by_its_header(http: httpx.Client) -> None:
@@ -508,7 +511,10 @@ def test_every_request_of_test_main_http_is_answered(server: Server, http: httpx
         asked.add((method, path))
         if method == "POST":
             said = r.json()
-            assert all(p["label"] for p in said.get("predictions", [])) and len(said) >= 3
+            assert (
+                all(p.get("label") or p["error"]["detail"] for p in said.get("predictions", []))
+                and len(said) >= 3
+            )
     paths = http.get("/openapi.json").json()["paths"]
     assert {(m.upper(), path) for path, methods in paths.items() for m in methods} <= asked
 
