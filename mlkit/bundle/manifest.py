@@ -74,8 +74,8 @@ class ImageInput(_Part):
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = (
         "bilinear"
     )
-    exif: Literal["ignore"] = Field(
-        "ignore", description="orientation tag: fastai does not apply it, so nor do we"
+    exif: Literal["apply", "ignore"] = Field(
+        "ignore", description="orientation tag; fastai ignores it, what mlkit trains applies it"
     )
     levels: tuple[float, float] | None = Field(
         None,

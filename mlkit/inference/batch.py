@@ -164,6 +164,8 @@ class Done:
     unseen: dict[str, int] = field(
         default_factory=dict
     )  # column → rows with a word that training never had
+    applied: dict[str, int] = field(default_factory=dict)  # orientation → images turned by it
+    ignored: dict[str, int] = field(default_factory=dict)  # orientation, or column → inputs
 
     def count(
         self,
@@ -173,9 +175,14 @@ class Done:
         self.rows += len(told)
         self.bad += sum(bool(one.error) for one in told)
         for notes in filter(None, (getattr(one.answer, "notes", None) for one in told)):
-            for what, counts in (("filled", self.filled), ("unseen", self.unseen)):
+            for what, counts in self.noted.items():
                 for name in notes.get(what, ()):
                     counts[name] = counts.get(name, 0) + 1
+
+    @property
+    def noted(self) -> dict[str, dict[str, int]]:
+        "What the notes of answers said, and of how many inputs."
+        return {what: getattr(self, what) for what in ("filled", "unseen", "applied", "ignored")}
 
     @property
     def rate(self) -> float:

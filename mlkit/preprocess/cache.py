@@ -38,7 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..bundle.files import write_whole
 from ..config import MlkitError, Settings
 from .views import Views, find_views
-from .vision import OpenByLevels
+from .vision import OpenImage
 from ..progress import progress
 
 # %% ../../nbs/preprocess/07_cache.ipynb #040774ad
@@ -52,7 +52,7 @@ class ImageTransform:
 
     kind: type[PILBase]  # of picture, by its colours
     resize: Resize
-    opened: OpenByLevels | None = None  # how, where there are images of more than 8 bits
+    opened: OpenImage | None = None  # how, where it is not fastai that opens images
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,7 +68,7 @@ class ImageTransform:
         "Return the picture as height × width × channels; raise `CacheError` when it cannot be read."
         try:
             if self.opened:
-                picture = self.opened(path)
+                picture = self.opened.open(path, 0 if exact else max(self.resize.size))
             else:
                 picture = self.kind.create(path) if exact else self._draft(path)
         except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
@@ -89,7 +89,7 @@ class ImageTransform:
         "Return the name of what is kept: the same files treated alike, wherever they lie, have the same."
         how = (str(self.resize.method), str(self.resize.pad_mode), int(self.resize.mode))
         told = [1, self.kind.__name__, self.shape, how, list(contents)]
-        told = json.dumps(told + ([self.opened.levels] if self.opened else []))
+        told = json.dumps(told + ([self.opened.levels, self.opened.exif] if self.opened else []))
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -102,7 +102,7 @@ def find_recipe(
         return None
     kind = type(dls.valid_ds.tls[0][0])
     opened = dls.valid_ds.tls[0].tfms.fs[-1]
-    opened = opened if isinstance(opened, OpenByLevels) else None
+    opened = opened if isinstance(opened, OpenImage) else None
     return ImageTransform(kind, steps[0], opened) if issubclass(kind, PILBase) else None
 
 # %% ../../nbs/preprocess/07_cache.ipynb #7d47732b
