@@ -1,4 +1,4 @@
-"""Photographs that are stored lying down: whoever reads them sees them upright, and says so, or as they are stored, and says so."""
+"""Photographs as telephones store them, lying down and large: all who read them see the same, and say so."""
 
 import io
 import json
@@ -6,13 +6,18 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 import warm
 from conftest import Server, running
 from fastai.learner import Learner, load_learner
@@ -24,13 +29,16 @@ from mlkit.bundle.registry import Registry
 from mlkit.config import Settings, load_settings
 from mlkit.evaluate.base import gallery
 from mlkit.evaluate.data_issues import near_duplicates
+from mlkit.inference.batcher import Batcher, Oversized, memory_budget
 from mlkit.inference.predictor import Predictor
-from mlkit.inference.vision import ImageReader
+from mlkit.inference.vision import ImageReader, open_image
 from mlkit.main import pipeline
+from mlkit.model.outputs import ExportError
 from mlkit.preprocess.cache import find_recipe, pixels
 from mlkit.preprocess.image_audit import audit
 from mlkit.preprocess.split import split
 from mlkit.preprocess.vision import OpenByLevels, OpenImage, dataloaders
+from mlkit.tasks.vision import input_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:load_learner")
 TAGS = range(1, 9)
@@ -197,7 +205,6 @@ def tag(kind: int, count: int, value: bytes) -> bytes:
 NOTHING = {
     "0": tag(3, 1, b"\0\0"),
     "9": tag(3, 1, b"\0\x09"),
-    "a pair": tag(3, 2, b"\0\x06\0\x06"),
     "a text": tag(2, 4, b"six"),
     "of no kind": tag(99, 1, b"\0\x06"),
     "of millions": tag(3, 1 << 30, b"\0\x06"),
@@ -244,10 +251,10 @@ def test_the_audit_and_the_cache_turn(trained: Path, tmp_path: Path) -> None:
         kept = pixels(dls, settings)
         files = [*dls.train_ds.items, *dls.valid_ds.items]
         recipe = find_recipe(dls)
-        exact = np.stack([recipe.pixels(item[0], True) for item in files])
-        assert np.abs(kept.astype(int) - exact).mean() < 4  # those that teach are read as a draft
+        exact = np.stack([recipe.pixels(item[0]) for item in files])
+        assert (kept == exact).all()
         shown[exif] = exact.mean((0, 2, 3))
-        keys[exif] = recipe.key([("same", True)])
+        keys[exif] = recipe.key(["same"])
         first = dls.valid.one_batch()[0][0].float().mean((0, 2))
         assert (np.ptp(first.numpy()) > 1) == (exif == "apply")
     assert [told[e]["rotated_by_exif"] for e in told] == [20, 20]
@@ -369,3 +376,100 @@ def test_a_learner_of_before_ignores_the_tag(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(stored(scene(1), 6, "JPEG"))
     assert old(tmp_path / "a.jpg").size == (40, 56)
     assert OpenImage()(tmp_path / "a.jpg").size == (56, 40)
+
+
+# ---------------------------------------------------------------- large ones
+
+
+def large(seed: int, **save: Any) -> bytes:
+    "A photograph of twelve megapixels, stored lying on its side."
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[274] = 6
+    image = scene(seed).resize((4032, 3024), Image.Resampling.BICUBIC)
+    image.transpose(STORED[6]).save(out, "JPEG", exif=exif, quality=90, **save)
+    return out.getvalue()
+
+
+def test_a_telephone_s_photograph_is_decoded_small_by_one_rule(
+    trained: Path, server: Server, tmp_path: Path
+) -> None:
+    bundle = trained / "models/apply/1"
+    spec = read_manifest(bundle).input
+    assert (spec.decode, spec.least) == ("draft", 64)
+    predictor, learn = Predictor(bundle), load_learner(bundle / "learner.pkl")
+    sent = [large(7), large(8, progressive=True)]
+    opened = open_image(sent[0], least=spec.least)
+    assert opened.image.size == (378, 504) and opened.size == (3024, 4032)
+    rows = [*predictor.rows(sent)]
+    ours = np.array([row for row, _ in rows])
+    assert [note[:3] for _, note in rows] == [(4032, 3024, 6)] * 2
+    for i, data in enumerate(sent):
+        (tmp_path / f"{i}.jpg").write_bytes(data)
+    with learn.no_bar():
+        dl = learn.dls.test_dl([*sorted(tmp_path.iterdir())], num_workers=0)
+        theirs = learn.get_preds(dl=dl)[0].numpy()
+    assert np.abs(ours - theirs).max() <= 1e-4
+    full = ImageReader(spec.model_copy(update={"decode": "full"}))
+    whole = predictor.forward(full.read_all(sent)[0])
+    assert (whole.argmax(1) == ours.argmax(1)).all() and np.abs(whole - ours).max() < 0.05
+    said = httpx.post(
+        f"{server.url}/v1/models/apply/predict", files={"file": ("a.jpg", sent[0])}, timeout=30
+    ).json()["predictions"][0]
+    assert list(said["probabilities"].values()) == ours[0].tolist()
+
+
+def test_decode_changes_the_cache_and_an_odd_opener_is_refused(tmp_path: Path) -> None:
+    source = photographs(tmp_path / "data", lambda i: 1, count=8)
+    keys = set()
+    for decode in ("draft", "full"):
+        settings = settings_in(tmp_path, source, f"data.decode={decode}", "data.size=16")
+        dls = dataloaders(split(audit(str(source), settings), settings), settings)
+        recipe = find_recipe(dls)
+        keys.add(recipe.key(["same"]))
+        kept, path = pixels(dls, settings), dls.valid_ds.items[0][0]
+        ours = ImageReader(ImageInput(size=(16, 16), resize="squish", exif="apply", decode=decode))
+        read = ours.read(path.read_bytes())[0].transpose(1, 2, 0) * 255
+        assert np.abs(read - kept[len(dls.train_ds)]).max() < 1e-3
+    assert len(keys) == 2
+    learn = Learner(dls, torch.nn.Identity(), loss_func=torch.nn.CrossEntropyLoss())
+    assert input_spec(learn).decode == "full"
+    dls.valid_ds.tls[0].tfms.fs[-1].least = 64
+    with pytest.raises(ExportError, match="OpenImage.least=64. decodes JPEG for another size"):
+        input_spec(learn)
+
+
+def test_as_many_are_read_at_once_as_there_is_room_for() -> None:
+    "Twelve megapixels in full need 12 of 64 each: five at a time, and none is lost."
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def read(value: int, *, index: int, alone: bool) -> tuple[np.ndarray, None]:
+        nonlocal at_once, most
+        if not alone:
+            raise Oversized(12.2)
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return np.array([value], np.float32), None
+
+    batcher = Batcher(read, lambda batch: batch, workers=12, lanes=12, limit=100)
+    futures = [batcher.submit([i]) for i in range(60)]
+    assert [f.result(timeout=20).rows.item() for f in futures] == [*range(60)]
+    batcher.close()
+    assert 2 <= most <= int(memory_budget().most / 12.2)
+    assert memory_budget().taken == pytest.approx(0)
+    assert all(f.began for f in futures)
+
+
+def test_who_waits_in_vain_is_refused_and_not_timed_out(start: Callable) -> None:
+    "Many more callers than can be answered in time: each is answered, or told to come again."
+    data = large(1, progressive=True)
+    settings = ("api.predict_seconds=3", "api.engine=onnxruntime", "api.queue_mb=1024")
+    with start(*settings) as server, ThreadPoolExecutor(32) as callers:
+        ask = lambda _: httpx.post(f"{server.url}/v1/predict", files={"file": data}, timeout=60)  # noqa: E731
+        said = [*callers.map(ask, range(48))]
+    statuses = Counter(one.status_code for one in said)
+    assert set(statuses) <= {200, 503} and statuses[200], statuses
+    assert all(int(one.headers["retry-after"]) >= 1 for one in said if one.status_code == 503)

@@ -22,13 +22,14 @@ from ..bundle.manifest import ImageInput, InputError
 from .batcher import Oversized
 from .levels import Levels, is_deep, to_color
 from .masks import frame
-from .orientation import ImageNote, orientation_of, upright
+from .orientation import ImageNote, orientation_of, upright, upright_size
 from .reader import FieldReader
 
 # %% ../../nbs/inference/01_vision.ipynb #35715c15
 _AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
 FORMATS = ("JPEG", "PNG", "WEBP", *_AVIF, "GIF", "BMP", "TIFF")
-_HUNGRY = ("WEBP", "AVIF", "HEIF", "progressive JPEG")
+# what their decoders hold beside the picture, in pictures of 4 bytes a pixel
+_HUNGRY = {"WEBP": 3.0, "AVIF": 3.0, "HEIF": 3.0, "progressive JPEG": 1.5}
 _JPEG = b"\xff\xd8\xff"
 _SIGNATURES = re.compile(_JPEG + rb"|\x89PNG|RIFF.{4}WEBP|GIF8|BM|II\*\x00|MM\x00\*", re.DOTALL)
 _HEIF = re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
@@ -54,6 +55,7 @@ class Opened(NamedTuple):
 
     image: Image.Image  # the first frame
     deep: bool  # whether it has more than 8 bits
+    size: tuple[int, int]  # width and height, before a JPEG was made smaller
     orientation: int  # by EXIF, see `mlkit.inference.orientation`
     turned: bool  # whether Pillow has applied it already, as to a TIFF
 
@@ -63,9 +65,8 @@ def open_image(
     *,
     least: int = 0,  # a JPEG is decoded at the smallest scale at which both sides have so many pixels; 0 = in full
     max_megapixels: float = 64,  # refused above this, by the header; above half of it if it is WebP, AVIF, HEIC or progressive JPEG
-    admit: Callable[[int, int], None] = lambda w, h: (
-        None
-    ),  # is told width and height, and may raise
+    admit: Callable[[int, int, float], None]
+    | None = None,  # is told width and height as they are decoded, and the pixels that the decoder holds beside; may raise
 ) -> Opened:
     "Return the image as it is in the file; raise `InputError`."
     if not data:
@@ -76,15 +77,17 @@ def open_image(
     formats = (*FORMATS, "HEIF") if _HEIF.match(data) and reads_heif() else FORMATS
     try:
         image = Image.open(_Counted(data), formats=formats)
-        _check_size(image, max_megapixels)
-        admit(image.width, image.height)
-        deep = is_deep(image)
+        beside = _check_size(image, max_megapixels)
+        deep, size = is_deep(image), image.size
         if least:
             image.draft(None, (least, least))
+        if admit:
+            admit(*image.size, beside)
         before = orientation_of(image) if image.format == "TIFF" else 1
         image.load()
         after = orientation_of(image)
-        return Opened(image, deep, max(before, after), after < before)
+        size = image.size if image.format == "TIFF" else size
+        return Opened(image, deep, size, max(before, after), after < before)
     except (InputError, Oversized):
         raise
     except UnidentifiedImageError as e:
@@ -93,7 +96,8 @@ def open_image(
         raise InputError("the picture is truncated or damaged", kind="damaged") from e
 
 
-def _check_size(image: Image.Image, max_megapixels: float) -> None:
+def _check_size(image: Image.Image, max_megapixels: float) -> float:
+    "Return how many pixels the decoder holds beside the picture."
     if image.format == "TIFF" and _tile(image) > max(4 * image.width * image.height, 1 << 20):
         raise InputError("the picture's tiles are larger than the picture", kind="damaged")
     kind = "progressive JPEG" if image.info.get("progressive") else image.format
@@ -104,6 +108,7 @@ def _check_size(image: Image.Image, max_megapixels: float) -> None:
     if max(image.size) > _MOST_SIDE:
         said = f"the picture's longer side has {max(image.size)} pixels"
         raise InputError(f"{said}; at most {_MOST_SIDE} are taken", kind="too_large")
+    return _HUNGRY.get(kind, 0) * image.width * image.height
 
 
 def _unidentified(data: bytes) -> InputError:
@@ -244,7 +249,7 @@ class ImageReader(FieldReader):
         files: Callable[[str], bytes] | None = None,  # of the bundle; a picture needs none
         *,
         max_megapixels: float = 64,  # largest picture, by its header
-        heavy_megapixels: float = 8,  # larger ones are read one at a time where callers share
+        heavy_megapixels: float = 8,  # larger ones, as they are decoded, are read when there is room where callers share
     ):
         self.spec, self.max_megapixels = spec, max_megapixels
         self.heavy_megapixels = heavy_megapixels
@@ -254,24 +259,25 @@ class ImageReader(FieldReader):
         data: bytes,  # a file's content
         *,
         index: int = 0,  # its position, for the error
-        alone: bool = True,  # whether no other large picture is being read
+        alone: bool = True,  # whether there is room for a large picture
     ) -> tuple[np.ndarray, ImageNote]:
-        "Return the tensor, and what is told of the picture; raise `InputError`, or `Oversized` for a large one that is not alone."
+        "Return the tensor, and what is told of the picture; raise `InputError`, or `Oversized` for a large one without room."
         spec, most = self.spec, self.max_megapixels
 
-        def admit(width: int, height: int) -> None:
-            megapixels = _area(width, height, spec) / 1e6
-            if megapixels > most:
+        def admit(width: int, height: int, beside: float) -> None:
+            pixels = _area(width, height, spec)
+            if pixels > most * 1e6:
                 said = f"{width} × {height} pixels is too narrow a picture to be padded to a square"
                 raise InputError(said, kind="damaged")
-            if megapixels > self.heavy_megapixels and not alone:
-                raise Oversized
+            if (megapixels := (pixels + beside) / 1e6) > self.heavy_megapixels and not alone:
+                raise Oversized(megapixels)
 
         try:
-            opened = open_image(data, max_megapixels=most, admit=admit)
+            opened = open_image(data, least=spec.least, max_megapixels=most, admit=admit)
             image = converted(opened, spec.color, levels=spec.levels, exif=spec.exif)
-            applied = opened.turned or spec.exif == "apply"
-            note = ImageNote(*image.size, opened.orientation, applied)
+            turned = not opened.turned and spec.exif == "apply"
+            size = upright_size(opened.size, opened.orientation if turned else 1)
+            note = ImageNote(*size, opened.orientation, opened.turned or turned)
             del opened  # the picture may be large
             return to_array(to_square(image, spec), spec), note
         except InputError as e:

@@ -32,7 +32,7 @@ from fasttransform import Transform
 from PIL import Image
 
 from ..bundle.files import write_whole
-from ..config import Settings
+from ..config import DataSettings, Settings
 from ..inference.levels import Levels
 from ..inference.orientation import orientation_of, upright
 from ..inference.vision import decode
@@ -93,31 +93,24 @@ class OpenImage(Transform):
     "Opens an image as a server does."
 
     input_types = (str, Path, bytes, np.ndarray, torch.Tensor, Image.Image)  # at prediction
-    exif = "ignore"  # in Learners that were exported before it could be applied
+    exif, least = "ignore", 0  # in Learners that were exported before there was a choice
 
     def __init__(
         self,
         levels: Levels | None = None,  # what becomes 0 and 255 of more than 8 bits
         exif: Literal["apply", "ignore"] = "apply",  # what becomes of an orientation
+        least: int = 0,  # pixels of both sides of a JPEG that is decoded at a smaller scale; 0 = in full
     ):
         super().__init__()
-        self.levels, self.exif = levels, exif
+        self.levels, self.exif, self.least = levels, exif, least
 
     def encodes(self, item: Any) -> Any:
-        return self.open(item)
-
-    def open(
-        self,
-        item: Any,  # a path, a file's content, or an image in memory, which keeps its levels
-        least: int = 0,  # as for `decode`
-    ) -> PILImage:
-        "Return the image."
         if isinstance(item, str | Path):
             item = Path(item).read_bytes()
         if isinstance(item, bytes):
-            how = {"levels": self.levels, "exif": self.exif, "least": least}
+            how = {"levels": self.levels, "exif": self.exif, "least": self.least}
             return PILImage(decode(item, **how, max_megapixels=1e6))
-        image = PILImage.create(item)
+        image = PILImage.create(item)  # in memory: it keeps its levels
         if self.exif == "apply" and isinstance(item, Image.Image):
             image = PILImage(upright(image, orientation_of(image)))
         return image
@@ -126,10 +119,12 @@ class OpenImage(Transform):
 OpenByLevels = OpenImage  # its name in Learners that were exported before
 
 
-def _image_block(levels: Levels | None, exif: Literal["apply", "ignore"]) -> Any:
-    if levels is None and exif == "ignore":
+def _image_block(levels: Levels | None, data: DataSettings) -> Any:
+    least = 2 * data.size if data.decode == "draft" else 0  # as in `ImageInput`
+    if levels is None and data.exif == "ignore" and not least:
         return ImageBlock
-    return TransformBlock(type_tfms=OpenImage(levels, exif), batch_tfms=IntToFloatTensor)
+    opened = OpenImage(levels, data.exif, least)
+    return TransformBlock(type_tfms=opened, batch_tfms=IntToFloatTensor)
 
 # %% ../../nbs/preprocess/04_vision.ipynb #eb2cb08d
 def data_block(
@@ -142,7 +137,7 @@ def data_block(
     data = settings.data
     light = aug_transforms(do_flip=data.flip, max_warp=0.1) if data.augment else []
     return DataBlock(
-        blocks=(_image_block(levels, data.exif), _target_block(task, list(labels))),
+        blocks=(_image_block(levels, data), _target_block(task, list(labels))),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=by_flag,

@@ -95,6 +95,7 @@ def input_spec(
     opened = learn.dls.valid_ds.tls[0].tfms.fs[-1]
     if isinstance(opened, OpenImage):
         spec |= {"levels": opened.levels, "exif": opened.exif}
+        spec |= {"decode": "draft" if opened.least else "full"}
     for t in _applied(dl.after_item):
         if type(t) is Resize:
             spec |= {
@@ -117,7 +118,13 @@ def input_spec(
             "the Learner has no item transform Resize, so its pictures have no one size; add Resize(px) to item_tfms",
             "Resize",
         )
-    return ImageInput(**spec)
+    said = ImageInput(**spec)
+    if isinstance(opened, OpenImage) and opened.least != said.least:
+        raise ExportError(
+            f"OpenImage(least={opened.least}) decodes JPEG for another size than {said.size}; give {2 * max(said.size)}, or 0 to decode in full",
+            "OpenImage",
+        )
+    return said
 
 
 def _numbers(values: torch.Tensor) -> tuple[float, ...]:
@@ -220,7 +227,7 @@ class ImageKind(Kind):
 
     name = "image"
     uses = frozenset(
-        "data.label_pattern data.size data.resize data.exif data.augment data.flip data.cache_gb data.workers data.units "
+        "data.label_pattern data.size data.resize data.exif data.decode data.augment data.flip data.cache_gb data.workers data.units "
         "train.mixup train.tta train.augmentations_per_image train.head_epochs".split()
     )
 
