@@ -34,7 +34,7 @@ function describe() {
   $("form").hidden = kind() == "image"
   if (formed == `${m.name}@${m.version}`) return
   formed = `${m.name}@${m.version}`
-  $("fields").replaceChildren(...kind() == "table" ? m.input.columns.map(c => field(c, m)) : kind() == "text" ? [words()] : [])
+  $("fields").replaceChildren(...kind() == "table" ? m.input.columns.map(c => field(c, m)) : kind() == "text" ? words(m) : [])
 }
 
 function make(tag, given = {}, ...inside) {
@@ -66,7 +66,9 @@ function labelled(name, one) {
   return make("div", {}, make("label", {htmlFor: one.id, textContent: name}), one)
 }
 
-const words = () => labelled("Text", make("textarea", {name: "text", rows: 6, required: true}))
+const words = m => m.input.columns?.length > 1
+  ? m.input.columns.map(name => labelled(name, make("textarea", {name, rows: 3})))
+  : [labelled("Text", make("textarea", {name: "text", rows: 6, required: true}))]
 
 function filled() {
   const values = {number: Number, boolean: v => v == "true"}, row = {}
@@ -275,7 +277,7 @@ function take(files) { for (const file of files) later(file, file.name) }
 $("files").onchange = () => { take($("files").files); $("files").value = "" }
 $("form").onsubmit = e => {
   e.preventDefault()
-  const row = filled(), said = kind() == "text" ? row.text : Object.entries(row).map(pair => pair.join(" ")).join(", ")
+  const row = filled(), said = kind() == "text" ? Object.values(row).join(" ") : Object.entries(row).map(pair => pair.join(" ")).join(", ")
   later(row, said.length > 80 ? `${said.slice(0, 79)}…` : said)
 }
 $("model").onchange = describe

@@ -105,9 +105,12 @@ def _numbers(
 
 def _said(manifest: Manifest, note: Any) -> tuple[bool | None, Notes]:
     "Return whether a text was cut off, and what is to be said of a row or an image."
-    if manifest.input.kind == "text":
-        return bool(note), None
-    return None, note.notes() if isinstance(note, ImageNote) else note or None
+    if isinstance(note, ImageNote):
+        return None, note.notes()
+    kind = manifest.input.kind
+    if kind == "text" and isinstance(note, dict):
+        return note["truncated"], {"ignored": note["ignored"]}
+    return bool(note) if kind == "text" else None, (note or None) if kind == "table" else None
 
 
 def _mask(row: np.ndarray, manifest: Manifest, note: Any, temperature: None) -> MaskPrediction:
@@ -236,24 +239,23 @@ def schema(
         cut = "whether the text was longer than the model reads"
         fields["truncated"] = {"type": "boolean", "description": cut}
     required = list(fields)
-    notes = {"table": _NOTES, "image": _NOTES_OF_IMAGE}
-    if manifest.input.kind in notes:
-        fields["notes"] = notes[manifest.input.kind]
+    if manifest.input.kind == "image":
+        fields["notes"] = _NOTES_OF_IMAGE
+    elif getattr(manifest.input, "columns", ()):
+        fields["notes"] = _NOTES
     return {"type": "object", "properties": fields, "required": required}
 
 
 def example(
     manifest: Manifest,
 ) -> dict[str, Any]:
-    "Return an answer that the model could give, of 20 labels at most, as JSON takes it."
+    "Return an answer that the model could give, of 20 names at most, as JSON takes it."
     if manifest.output.kind == "mask":
         return to_json(named(np.zeros(manifest.input.size[::-1]), manifest))
-    shown = manifest.model_copy(update={"vocab": manifest.vocab[:20]})
-    if manifest.output.kind == "labels":
-        kept = manifest.output.thresholds[:20]
-        shown = shown.model_copy(
-            update={"output": manifest.output.model_copy(update={"thresholds": kept})}
-        )
+    output, most = manifest.output, 20
+    kept = {k: v[:most] for k, v in output if isinstance(v, tuple)}  # one for each name
+    shown = {"vocab": manifest.vocab[:most], "output": output.model_copy(update=kept)}
+    shown = manifest.model_copy(update=shown)
     count = len(shown.vocab)
     row = np.full(count, round(0.1 / max(count - 1, 1), 6))
     row[0] = 0.9

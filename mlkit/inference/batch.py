@@ -24,7 +24,7 @@ from typing import Any
 from ..bundle.files import fsync, write_whole
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
-from ..config import MlkitError, Settings
+from ..config import MlkitError, Settings, listed
 from ..delimited import TableError, decode
 from .batcher import Oversized, memory_budget
 from .engines import EngineError, Probe, available, cores
@@ -214,9 +214,13 @@ def _take_up(folder: Path, made_from: dict[str, Any], again: bool) -> Done:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         state = None
+    if not state and (other := [p.name for p in folder.iterdir() if ".part-" not in p.name]):
+        said = f"{folder} is where unfinished rows go, and it holds other files ({listed(other)})"
+        raise BatchError(f"{said}; move them, or choose another --out")
     if again or not state:
         for path in folder.iterdir():
             path.unlink()
+        _note(folder, made_from, Done())  # from now on it is known whose the folder is
         return Done()
     if other := [k for k, v in made_from.items() if state["made_from"].get(k) != v]:
         key = other[0]

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,11 +117,13 @@ class Done:
     prepare_ms: float
     wait_ms: float
     forward_ms: float
+    wrong: Mapping[int, Exception]  # by place: inputs that `apart_from` let pass, and have no row
 
-
+# %% ../../nbs/inference/08_batcher.ipynb #57208da1
 @dataclass(eq=False)
 class _Job:
     inputs: Sequence[Any]
+    apart_from: type[Exception] | tuple[()] = ()
     future: Future = field(default_factory=Future)
     came: float = field(default_factory=time.perf_counter)
     prepared: float = 0.0
@@ -129,6 +131,7 @@ class _Job:
     batch: int = 0
     slow: int = 0  # inputs that are heavy
     error: tuple[int, BaseException] | None = None
+    wrong: dict[int, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.future.began = None  # when the first input was read
@@ -136,6 +139,17 @@ class _Job:
         self.tensors: list[Any] = [None] * self.left
         self.notes: list[Any] = [None] * self.left
         self.rows: list[Any] = [None] * self.left
+
+    @property
+    def good(self) -> list[int]:
+        return [i for i in range(len(self.inputs)) if i not in self.wrong]
+
+    def spare(self, index: int, error: BaseException) -> None:
+        "Let the others be answered, if the error may concern this input alone."
+        if isinstance(error, self.apart_from):
+            self.wrong[index] = error
+        else:
+            self.fail(index, error)
 
     def fail(self, index: int, error: BaseException) -> None:
         if self.error is None or index < self.error[0]:  # of several, the first in the order sent
@@ -149,10 +163,11 @@ class _Job:
         wait = time.perf_counter() - self.prepared - self.forward
         spent = (round(1e3 * s, 2) for s in (self.prepared - self.came, wait, self.forward))
         try:
-            rows = np.stack(self.rows)
+            rows = np.stack([self.rows[i] for i in self.good])
         except ValueError as e:  # rows of several lengths
             return self.future.set_exception(e)
-        self.future.set_result(Done(rows, tuple(self.notes), self.batch, *spent))
+        notes = tuple(self.notes[i] for i in self.good)
+        self.future.set_result(Done(rows, notes, self.batch, *spent, self.wrong))
 
 # %% ../../nbs/inference/08_batcher.ipynb #9ffc2cd6
 class Batcher:
@@ -194,9 +209,11 @@ class Batcher:
     def submit(
         self,
         inputs: Sequence[Any],  # what `prepare` takes, each; at least one
+        apart_from: type[Exception]
+        | tuple[()] = (),  # of `prepare`: such an error leaves one input out, unless all have one
     ) -> Future:
         "Return a future of `Done`, which raises what `prepare` or `run` raised; raise `Busy`."
-        job = _Job(inputs)
+        job = _Job(inputs, apart_from)
         with self._lock:
             if self._closed:
                 raise Closed("this Batcher is closed")
@@ -292,7 +309,7 @@ class Batcher:
                 self._alone.notify()
             return
         except BaseException as e:
-            job.fail(i, e)
+            job.spare(i, e)
         finally:
             del self._reading[threading.get_ident()]
         self._sort(job)
@@ -324,12 +341,15 @@ class Batcher:
             job.unread -= 1
             if job.unread:
                 return
-            job.prepared = time.perf_counter()
+            job.prepared, good = time.perf_counter(), job.good
+            if not good:
+                job.fail(*min(job.wrong.items()))
             if useless := job.error is not None or job.future.cancelled():
                 self._count(job)
             else:
-                self._ready.extend((job, i) for i in range(len(job.inputs)))
-                self._work.notify(len(job.inputs))
+                job.left = len(good)
+                self._ready.extend((job, i) for i in good)
+                self._work.notify(len(good))
         if useless:
             job.resolve()
 

@@ -33,6 +33,7 @@ from mlkit.preprocess.mask_values import (
     mask_table,
     misfit,
 )
+from .mirroring import spoiled_by
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import Example
 from ..progress import progress
@@ -173,8 +174,11 @@ def audit(
         names = table.labels if table else ()
     records, levels, said = _by_levels(records)
     notes = (*notes, *said, *_plain_ones(records))
-    reasons = (found.reason,)
-    return ImageAudit(source, records, found.task, reasons, names, notes, levels, table, exif)
+    seen = ImageAudit(
+        source, records, found.task, (found.reason,), names, notes, levels, table, exif
+    )
+    spoiled = spoiled_by(seen.task, seen.labels, seen.readable)
+    return replace(seen, notes=(*notes, *spoiled.notes(settings.data)))
 
 
 def _by_table(
