@@ -135,6 +135,13 @@ class DataSettings(_Section):
     resize: Literal["squish", "crop", "pad"] = Field(
         "squish", description="how a picture becomes a square"
     )
+    exif: Literal["apply", "ignore"] = Field(
+        "apply", description="orientation that a camera noted: pictures are turned by it, or not"
+    )
+    decode: Literal["draft", "full"] = Field(
+        "draft",
+        description="JPEG is decoded at the smallest scale of at least twice the size, or in full",
+    )
     max_tokens: int = Field(
         512, ge=8, le=8192, description="of a text, so many tokens are read; the rest is cut off"
     )

@@ -486,10 +486,12 @@ def test_turns_are_named(tmp_path: Path, told: Callable[..., Settings]) -> None:
     tags[274] = 6
     photo(source / "images/03.png", size=(50, 40), exif=tags)  # seen upright it is 40 × 50
     photo(source / "images/04.png", exif=tags)
-    found = audit(str(source), told(source))
-    assert list(found.quarantine) == ["images/03.png"]
-    assert "the image is turned by EXIF" in found.quarantine["images/03.png"]
-    assert any("turned differently by EXIF" in n and "04.png" in n for n in found.notes)
+    wrong = {"ignore": "images/03.png", "apply": "images/04.png"}
+    for exif, other in (("ignore", "04.png"), ("apply", "03.png")):
+        found = audit(str(source), told(source, f"data.exif={exif}"))
+        assert list(found.quarantine) == [wrong[exif]]
+        assert "the image is turned by EXIF" in found.quarantine[wrong[exif]]
+        assert any("turned differently by EXIF" in n and other in n for n in found.notes)
 
 
 def test_no_class_counts_nowhere(tmp_path: Path, told: Callable[..., Settings]) -> None:

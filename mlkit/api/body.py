@@ -116,7 +116,7 @@ class _Form:
 
     def on_part_begin(self) -> None:
         self.header, self.value, self.disposition = b"", b"", b""
-        self.data = bytearray()
+        self.data: list[memoryview] = []  # of the body, copied once
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self.header += data[start:end]
@@ -142,10 +142,10 @@ class _Form:
         self.name = f"file {name[:80]!r}"
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.data += data[start:end]
+        self.data.append(memoryview(data)[start:end])
 
     def on_part_end(self) -> None:
-        self.files.append((self.name, bytes(self.data)))
+        self.files.append((self.name, b"".join(self.data)))
 
     def on_end(self) -> None:
         self.ended = True

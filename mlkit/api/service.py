@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -29,7 +29,7 @@ from .metrics import Metrics
 from .model_host import LoadedModel, ModelHost, ModelLoader, Route, UnknownModel
 from ..bundle.manifest import InputError
 from ..config import Settings
-from ..inference.batcher import Closed, Done
+from ..inference.batcher import Busy, Closed, Done
 from ..inference.vision import FORMATS
 
 # %% ../../nbs/api/06_service.ipynb #f33d4c09
@@ -59,6 +59,7 @@ def _error(refused: HTTPException) -> dict[str, Any]:
 
 # %% ../../nbs/api/06_service.ipynb #a3f6f28c
 _STORM, _HELD = 50, 0.7  # refusals a second that are answered at once; seconds that others wait
+_clock = time.perf_counter  # by which a Batcher notes when it began
 
 
 # bytes of a body up to which it is taken apart on the event loop: of JSON, forms and tensors; of an input as it is
@@ -138,7 +139,8 @@ class Service:
                 await asyncio.sleep(0.001)
         request.state.version = served.version.version
         try:
-            done = await self._in_time(request, asyncio.wrap_future(future), seconds)
+            rows = asyncio.wrap_future(future)
+            done = await self._in_time(request, rows, seconds, future, served.batcher)
         except InputError as e:
             raise _refused(e, inputs[good[e.index]][0], served) from e
         self._count(request, done)
@@ -146,14 +148,31 @@ class Service:
         wrong = {i: _refused(e) for i, e in early.items()} | late
         return served, replace(done, wrong=wrong)
 
-    async def _in_time(self, request: Request, rows: asyncio.Future, seconds: float) -> Done:
+    async def _in_time(
+        self,
+        request: Request,
+        rows: asyncio.Future,
+        seconds: float,
+        future: Future | None = None,  # the Batcher's, which may know when work on it began
+        batcher: Any = None,
+    ) -> Done:
         why: list[str] = []
+        loop, came = asyncio.get_running_loop(), _clock()
 
         def stop(reason: str) -> None:
             why.append(reason)
             rows.cancel()
 
-        late = asyncio.get_running_loop().call_later(seconds, stop, "late")
+        def check() -> None:  # the time in the queue is not the input's own
+            nonlocal late
+            began = getattr(future, "began", came)
+            left = seconds - (_clock() - began) if began else 0.0
+            if left > 0:
+                late = loop.call_later(left, check)
+            else:
+                stop("late" if began else "waited")
+
+        late = loop.call_later(seconds, check)
         if connection := request.scope["state"].get("connection"):
             connection.on_lost = lambda: stop("gone")
             if connection.transport.is_closing():
@@ -165,6 +184,8 @@ class Service:
                 raise
             if "gone" in why:
                 raise ClientDisconnect from None
+            if "waited" in why:
+                raise Busy(f"the queue took more than {seconds:g} s", batcher.wait()) from None
             said = f"no answer within {seconds:g} s; send fewer inputs"
             raise HTTPException(504, said) from None
         finally:

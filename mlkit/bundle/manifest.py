@@ -76,8 +76,12 @@ class ImageInput(_Part):
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = (
         "bilinear"
     )
-    exif: Literal["ignore"] = Field(
-        "ignore", description="orientation tag: fastai does not apply it, so nor do we"
+    exif: Literal["apply", "ignore"] = Field(
+        "ignore", description="orientation tag; fastai ignores it, what mlkit trains applies it"
+    )
+    decode: Literal["draft", "full"] = Field(
+        "full",
+        description="draft: a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) that leaves both sides at least twice the longer side of `size`",
     )
     levels: tuple[float, float] | None = Field(
         None,
@@ -88,6 +92,11 @@ class ImageInput(_Part):
         None, description="subtracted from each channel after division"
     )
     std: tuple[float, ...] | None = Field(None, description="each channel is divided by this, last")
+
+    @property
+    def least(self) -> int:
+        "Pixels that both sides of a JPEG have at least when it is decoded at a smaller scale; 0 = in full."
+        return 2 * max(self.size) if self.decode == "draft" else 0
 
 # %% ../../nbs/bundle/01_manifest.ipynb #0cf1915b
 class NumberForm(_Part):

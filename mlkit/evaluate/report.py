@@ -178,5 +178,4 @@ _WORTH = (
 _BY_CLASS = "By where the examples come from, or whom they are about, the worth was not measured."
 _OF_PICTURES = (
     "Near-duplicates are sought by the whole frame: crops, mirrored copies and other photographs of the same thing are not found.",
-    "EXIF orientation is not applied, in training or in serving.",
 )

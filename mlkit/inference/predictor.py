@@ -56,7 +56,7 @@ class Predictor:
         folder: Path,  # a bundle
         *,
         max_megapixels: float = 64,  # largest picture, by its header
-        heavy_megapixels: float = 8,  # larger ones are read one at a time where callers share
+        heavy_megapixels: float = 8,  # larger ones, as they are decoded, are read when there is room where callers share
         precision: Literal["auto", "fp32", "int8"] = "fp32",  # auto = int8 where it was kept
         engine: str
         | Probe
