@@ -131,6 +131,34 @@ def test_removal_is_whole(color_bundle: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "color")) == [".lock", "1", "3", "production.json"]
 
 
+def test_another_machine_cleans_up_nothing_that_lives(color_bundle: Path, tmp_path: Path) -> None:
+    "Numbers of processes mean nothing in another container: here they belong to nobody, and to somebody who did not write."
+    root, go = tmp_path / "models", tmp_path / "go"
+    elsewhere = f"""
+import os, time
+os.getpid = lambda: {2**22 - 5}
+v = r.verify_bundle
+def waiting(folder):
+    while ".part-" in str(folder) and not os.path.exists({str(go)!r}):
+        time.sleep(0.01)
+    return v(folder)
+r.verify_bundle = waiting
+"""
+    with adding(root, color_bundle, 1, elsewhere) as slow:
+        while not list(root.glob("color/.part-*/model.onnx")):
+            assert slow.poll() is None
+            time.sleep(0.01)
+        (left := root / "color/.part-1-0123abcd").mkdir()  # of a process that is gone; 1 lives
+        assert Registry(root).add(color_bundle, name="color").ref == "color@1"
+        assert not left.exists()
+        go.touch()
+        assert slow.communicate(timeout=30)[0] == "color@2\n"
+    assert [v.version for v in Registry(root).list()] == [1, 2]
+    for version in Registry(root).list():
+        Registry(root).verify(version.ref)
+    assert not list(root.glob("color/.part-*"))
+
+
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
     path.unlink(missing_ok=True)
     make(path)

@@ -7,14 +7,15 @@ __all__ = ['fsync', 'write_whole', 'staging_dir', 'publish', 'clean_partial', 's
 
 # %% ../../nbs/bundle/00_files.ipynb #7f5af57c
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../../nbs/bundle/00_files.ipynb #319d303a
@@ -28,11 +29,26 @@ def fsync(
     finally:
         os.close(fd)
 
+# %% ../../nbs/bundle/00_files.ipynb #319d303c
+_held: dict[Path, int] = {}  # what this process has not finished → the descriptor of its lock
 
-def _temporary(target: Path, stem: str = "") -> Path:
-    return target.with_name(f"{stem}.part-{os.getpid()}-{secrets.token_hex(4)}")
 
+def _begin(target: Path, stem: str, make: Callable[[Path], None]) -> Path:
+    "Return a new file or folder beside `target`, locked for as long as this process lives."
+    for gone in [p for p in _held if not p.exists()]:
+        os.close(_held.pop(gone))
+    while True:
+        part = target.with_name(f"{stem}.part-{os.getpid()}-{secrets.token_hex(4)}")
+        make(part)
+        with suppress(FileNotFoundError):  # somebody cleaned up before it was locked
+            fd = os.open(part, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: then nobody cleans up there
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            _held[part] = fd
+            if part.exists():
+                return part
 
+# %% ../../nbs/bundle/00_files.ipynb #319d303d
 @contextmanager
 def write_whole(
     path: Path,  # the file to be written, or to be replaced; its folder exists
@@ -40,7 +56,7 @@ def write_whole(
     durable: bool = False,  # whether to wait until content and name are on the disk
 ) -> Iterator[Path]:
     "Yield a temporary path beside `path` to write to, and rename it to `path` at the end; an error removes it."
-    part = _temporary(path, path.stem)
+    part = _begin(path, path.stem, Path.touch)
     try:
         yield part
         if durable:
@@ -56,9 +72,7 @@ def staging_dir(
     target: Path,  # where the finished folder will be
 ) -> Path:
     "Make and return an empty hidden folder beside `target`, to be filled and then given to `publish`."
-    part = _temporary(target)
-    part.mkdir(parents=True)
-    return part
+    return _begin(target, "", lambda part: part.mkdir(parents=True))
 
 
 def publish(
@@ -83,21 +97,23 @@ _PART = re.compile(r"\.part-(\d{1,9})-\w+$")
 def clean_partial(
     folder: Path,  # where `write_whole` and `staging_dir` wrote
 ) -> list[Path]:
-    "Remove unfinished files and folders whose process is gone; return them."
-    found = ((p, _PART.search(p.name)) for p in folder.glob("*.part-*"))
-    dead = [p for p, match in found if match and not _alive(int(match[1]))]
-    for p in dead:
-        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
-    return dead
+    "Remove unfinished files and folders whose process is gone, on this machine or another; return them."
+    return [p for p in folder.glob("*.part-*") if _PART.search(p.name) and _removed(p)]
 
 
-def _alive(pid: int) -> bool:
+def _removed(part: Path) -> bool:
+    "Remove it if nobody holds its lock; return whether that was so."
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # another was quicker
         return False
-    except PermissionError:  # somebody else's
-        pass
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+    except OSError:  # its process lives
+        return False
+    finally:
+        os.close(fd)
     return True
 
 # %% ../../nbs/bundle/00_files.ipynb #01b239f0
