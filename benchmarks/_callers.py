@@ -54,7 +54,8 @@ class _Caller:
             self.left = self.left[self.sock.send(self.left) :]
         except BlockingIOError:
             pass
-        return selectors.EVENT_WRITE if self.left else selectors.EVENT_READ
+        both = selectors.EVENT_WRITE | selectors.EVENT_READ  # a refusal may come before all is sent
+        return both if self.left else selectors.EVENT_READ
 
     def receive(self) -> tuple[int, bytes] | None:
         block = self.sock.recv(1 << 18)
@@ -97,7 +98,7 @@ def call(
         for key, events in selector.select(min(max(end - now, 0.05), 60)):
             one = key.data
             try:
-                if events & selectors.EVENT_WRITE:
+                if not events & selectors.EVENT_READ:
                     selector.modify(one.sock, one.send(), one)
                     continue
                 answer = one.receive()
@@ -124,6 +125,12 @@ def call(
             if over or (most and len(done.took) >= most):
                 asking.discard(one)
                 selector.unregister(one.sock)
+                continue
+            if one.left:  # refused on the way: the rest is not sent
+                selector.unregister(one.sock)
+                one.sock.close()
+                one.connect()
+                ask(one)
                 continue
             one.begin(requests)
             selector.modify(one.sock, one.send(), one)
