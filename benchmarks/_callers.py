@@ -5,6 +5,8 @@ import socket
 import time
 from dataclasses import dataclass, field
 
+_DRAIN = 60  # seconds that are waited for the last answers
+
 
 @dataclass
 class Calls:
@@ -52,7 +54,8 @@ class _Caller:
             self.left = self.left[self.sock.send(self.left) :]
         except BlockingIOError:
             pass
-        return selectors.EVENT_WRITE if self.left else selectors.EVENT_READ
+        both = selectors.EVENT_WRITE | selectors.EVENT_READ  # a refusal may come before all is sent
+        return both if self.left else selectors.EVENT_READ
 
     def receive(self) -> tuple[int, bytes] | None:
         block = self.sock.recv(1 << 18)
@@ -87,32 +90,51 @@ def call(
         one.connect()
         ask(one)
     end = began + seconds
-    while (now := time.perf_counter()) < end and not (most and len(done.took) >= most):
-        for key, events in selector.select(min(end - now, 60)):
+    last = (
+        end + _DRAIN
+    )  # what was asked is answered, or it would be work for whoever is measured next
+    asking = set(everybody)
+    while asking and (now := time.perf_counter()) < last:
+        for key, events in selector.select(min(max(end - now, 0.05), 60)):
             one = key.data
             try:
-                if events & selectors.EVENT_WRITE:
+                if not events & selectors.EVENT_READ:
                     selector.modify(one.sock, one.send(), one)
                     continue
                 answer = one.receive()
             except OSError:
-                done.statuses[0] = done.statuses.get(0, 0) + 1
                 selector.unregister(one.sock)
                 one.sock.close()
+                if time.perf_counter() >= end:
+                    asking.discard(one)
+                    continue
+                done.statuses[0] = done.statuses.get(0, 0) + 1
                 one.connect()
                 ask(one)
                 continue
             if answer is None:
                 continue
             status, body = answer
-            done.statuses[status] = done.statuses.get(status, 0) + 1
-            if status == 200:
+            over = time.perf_counter() >= end or (most and len(done.took) >= most)
+            if not over:
+                done.statuses[status] = done.statuses.get(status, 0) + 1
+            if status == 200 and not over:
                 done.took.append(time.perf_counter() - one.since)
                 if keep:
                     done.answers.append((one.asked, body))
+            if over or (most and len(done.took) >= most):
+                asking.discard(one)
+                selector.unregister(one.sock)
+                continue
+            if one.left:  # refused on the way: the rest is not sent
+                selector.unregister(one.sock)
+                one.sock.close()
+                one.connect()
+                ask(one)
+                continue
             one.begin(requests)
             selector.modify(one.sock, one.send(), one)
-    done.seconds = time.perf_counter() - began
+    done.seconds = min(time.perf_counter(), end) - began
     for one in everybody:
         one.sock.close()
     selector.close()

@@ -1168,6 +1168,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlkit/inference/batcher.py'),
                                          'mlkit.inference.batcher._Job.spare': ( 'inference/batcher.html#_job.spare',
                                                                                  'mlkit/inference/batcher.py'),
+                                         'mlkit.inference.batcher._budget': ( 'inference/batcher.html#_budget',
+                                                                              'mlkit/inference/batcher.py'),
                                          'mlkit.inference.batcher.memory_budget': ( 'inference/batcher.html#memory_budget',
                                                                                     'mlkit/inference/batcher.py')},
             'mlkit.inference.dates': { 'mlkit.inference.dates._day_of_year': ( 'inference/dates.html#_day_of_year',

@@ -31,7 +31,7 @@ class MemoryBudget:
         self,
         most: float,
     ):
-        self.most, self.taken = most, 0.0
+        self.most, self.taken, self.holders = most, 0.0, 0
         self._free = threading.Condition()
 
     def take(
@@ -41,11 +41,11 @@ class MemoryBudget:
     ) -> bool:
         "Take so many and return whether they were taken."
         with self._free:
-            while self.taken and self.taken + megapixels > self.most:
+            while self.holders and self.taken + megapixels > self.most:
                 if not wait:
                     return False
                 self._free.wait()
-            self.taken += min(megapixels, self.most)
+            self.holders, self.taken = self.holders + 1, self.taken + min(megapixels, self.most)
             return True
 
     def give(
@@ -54,7 +54,7 @@ class MemoryBudget:
     ) -> None:
         "Give them back."
         with self._free:
-            self.taken -= min(megapixels, self.most)
+            self.holders, self.taken = self.holders - 1, self.taken - min(megapixels, self.most)
             self._free.notify_all()
 
     @contextmanager
@@ -71,12 +71,18 @@ class MemoryBudget:
 
 
 @cache
-def memory_budget() -> MemoryBudget:
-    "Return this process's: 16 megapixels a core, at least 64, at most an eighth of the machine's memory."
+def _budget() -> MemoryBudget:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return MemoryBudget(min(max(64, 16 * cores()), memory / 8 / 4e6))
 
 
+def memory_budget() -> MemoryBudget:
+    "Return this process's: 16 megapixels a core, at least 64, at most an eighth of the machine's memory."
+    with _ONE:  # the cache alone would make two for two threads
+        return _budget()
+
+
+_ONE = threading.Lock()
 _SHORT = 24  # megapixels that are read by a worker: in a quarter of a second
 
 # %% ../../nbs/inference/08_batcher.ipynb #57208da0
