@@ -147,4 +147,6 @@ def spoiled_by(
             return Spoiled("places", f"an angle is learned ({listed(found, 4)})")
     if pair := sides(names):
         return Spoiled("mirror", f"{pair[0]!r} in a mirror is {pair[1]!r}")
+    if len(names) >= 8 and all(len(name) == 1 and name.isalnum() for name in names):
+        return Spoiled("mirror", f"digits or letters are learned ({listed(names, 3)})")
     return NOTHING

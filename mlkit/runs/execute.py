@@ -118,6 +118,8 @@ def _convert(value: Any, default: Any) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
+    if kind is str and type(value) is bool:  # of a setting that is true, false or auto
+        return str(value).lower()
     if not isinstance(value, str):
         raise ValueError
     if kind is bool:
