@@ -220,7 +220,7 @@ class ImageKind(Kind):
     name = "image"
     uses = frozenset(
         "data.label_pattern data.size data.resize data.augment data.flip data.cache_gb data.workers data.units "
-        "train.mixup train.tta train.augmentations_per_image train.head_epochs".split()
+        "train.mixup train.tta train.augmentations_per_image train.head_epochs train.recipe".split()
     )
 
     match = staticmethod(match)
