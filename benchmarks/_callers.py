@@ -5,6 +5,8 @@ import socket
 import time
 from dataclasses import dataclass, field
 
+_DRAIN = 60  # seconds that are waited for the last answers
+
 
 @dataclass
 class Calls:
@@ -38,12 +40,22 @@ class _Caller:
     def connect(self) -> socket.socket:
         self.sock = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.setblocking(False)  # a server that reads slowly holds up nobody else's caller
         return self.sock
 
-    def send(self, requests: list[bytes]) -> None:
+    def begin(self, requests: list[bytes]) -> None:
         self.asked = self.next % len(requests)
         self.next, self.got, self.since = self.next + 1, b"", time.perf_counter()
-        self.sock.sendall(requests[self.asked])
+        self.left = memoryview(requests[self.asked])
+
+    def send(self) -> int:
+        "Send what the socket takes, and return what to wait for."
+        try:
+            self.left = self.left[self.sock.send(self.left) :]
+        except BlockingIOError:
+            pass
+        both = selectors.EVENT_WRITE | selectors.EVENT_READ  # a refusal may come before all is sent
+        return both if self.left else selectors.EVENT_READ
 
     def receive(self) -> tuple[int, bytes] | None:
         block = self.sock.recv(1 << 18)
@@ -69,32 +81,60 @@ def call(
     selector, done = selectors.DefaultSelector(), Calls(0)
     everybody = [_Caller(port, i * 7) for i in range(callers)]
     began = time.perf_counter()
+
+    def ask(one: _Caller) -> None:
+        one.begin(requests)
+        selector.register(one.sock, one.send(), one)
+
     for one in everybody:
-        selector.register(one.connect(), selectors.EVENT_READ, one)
-        one.send(requests)
+        one.connect()
+        ask(one)
     end = began + seconds
-    while (now := time.perf_counter()) < end and not (most and len(done.took) >= most):
-        for key, _ in selector.select(min(end - now, 60)):
+    last = (
+        end + _DRAIN
+    )  # what was asked is answered, or it would be work for whoever is measured next
+    asking = set(everybody)
+    while asking and (now := time.perf_counter()) < last:
+        for key, events in selector.select(min(max(end - now, 0.05), 60)):
             one = key.data
             try:
+                if not events & selectors.EVENT_READ:
+                    selector.modify(one.sock, one.send(), one)
+                    continue
                 answer = one.receive()
-            except ConnectionError:
-                done.statuses[0] = done.statuses.get(0, 0) + 1
+            except OSError:
                 selector.unregister(one.sock)
                 one.sock.close()
-                selector.register(one.connect(), selectors.EVENT_READ, one)
-                one.send(requests)
+                if time.perf_counter() >= end:
+                    asking.discard(one)
+                    continue
+                done.statuses[0] = done.statuses.get(0, 0) + 1
+                one.connect()
+                ask(one)
                 continue
             if answer is None:
                 continue
             status, body = answer
-            done.statuses[status] = done.statuses.get(status, 0) + 1
-            if status == 200:
+            over = time.perf_counter() >= end or (most and len(done.took) >= most)
+            if not over:
+                done.statuses[status] = done.statuses.get(status, 0) + 1
+            if status == 200 and not over:
                 done.took.append(time.perf_counter() - one.since)
                 if keep:
                     done.answers.append((one.asked, body))
-            one.send(requests)
-    done.seconds = time.perf_counter() - began
+            if over or (most and len(done.took) >= most):
+                asking.discard(one)
+                selector.unregister(one.sock)
+                continue
+            if one.left:  # refused on the way: the rest is not sent
+                selector.unregister(one.sock)
+                one.sock.close()
+                one.connect()
+                ask(one)
+                continue
+            one.begin(requests)
+            selector.modify(one.sock, one.send(), one)
+    done.seconds = min(time.perf_counter(), end) - began
     for one in everybody:
         one.sock.close()
     selector.close()

@@ -1,10 +1,13 @@
 """naive FastAPI, LitServe and mlkit on the same learner and the same photographs, in turn, beside the limit of the machine.
 
 `python benchmarks/serving.py --photographs FOLDER [--learner FILE] [--weights FILE]`. Without a learner one is trained first: a resnet18 from
-scratch, or any other `--arch`, at 224 px. The limit is decoding and the forward pass without HTTP, one process pinned to each core.
+scratch, or any other `--arch`, at 224 px. `--photographs phone` (or `phone:FOLDER`) brings the photographs to a telephone's 4032 × 3024 pixels first. The peers run with one
+worker and with one a core, and are compared at their best; who is not asked is stopped. The limit is decoding, at the scale that the bundle says, and the
+forward pass without HTTP, one process pinned to each core.
 """
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -13,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 from _callers import Calls, call, request
+from PIL import Image
 
 from mlkit.bundle.registry import Registry
 from mlkit.config import load_settings
@@ -42,7 +47,8 @@ def trained(photographs: Path, arch: str, weights: str | None) -> Path:
     given = [f"model.weights={weights}"] if weights else ["model.pretrained=false"]
 
     def loaders(size: int):
-        settings = load_settings(*given, arch=arch, size=size, source=str(photographs))
+        plain = {"exif": "ignore", "decode": "full"}  # as fastai opens images
+        settings = load_settings(*given, arch=arch, size=size, source=str(photographs), **plain)
         parts = split(audit(str(photographs), settings), settings)
         return dataloaders(parts, settings), settings
 
@@ -61,23 +67,17 @@ def packed(learner: Path, models: Path, photographs: list[Path]) -> dict:
     import warnings
 
     from fastai.learner import load_learner
-    from fastai.vision.data import ImageDataLoaders
 
     from mlkit.export.bundle import export
+    from mlkit.preprocess.vision import data_block
 
     warnings.simplefilter("ignore")
     learn = load_learner(learner)
-    learn.dls = ImageDataLoaders.from_path_func(
-        ".",
-        photographs,
-        lambda p: p.parent.name,
-        valid_pct=0.3,
-        seed=1,
-        num_workers=0,
-        bs=16,
-        item_tfms=learn.dls.after_item.fs[0],
-        batch_tfms=learn.dls.after_batch.fs[1:],
-    )
+    resize, normalize = learn.dls.after_item.fs[0], learn.dls.after_batch.fs[-1]
+    block = data_block(learn.dls.vocab, load_settings(size=resize.size[0], augment=False))
+    block.batch_tfms[-1] = normalize
+    items = [(p, p.parent.name, i % 3 == 0) for i, p in enumerate(photographs)]
+    learn.dls = block.dataloaders(items, bs=16, num_workers=0)
     with tempfile.TemporaryDirectory() as tmp:
         facts = dict(name="photographs", arch="resnet18", metrics={}, lineage={})
         bundle = export(learn, Path(tmp) / "bundle", **facts)
@@ -85,6 +85,18 @@ def packed(learner: Path, models: Path, photographs: list[Path]) -> dict:
         return registry.promote(
             registry.add(bundle, name="photographs").ref
         ).manifest.int8.model_dump()
+
+
+def of_a_phone(files: list[Path], count: int = 30) -> list[bytes]:
+    "Return photographs brought to 12 megapixels, quality 88 to 92, a fifth of them progressive."
+    found = []
+    for i, path in enumerate(files[:: max(1, len(files) // count)][:count]):
+        with Image.open(path) as image:
+            size = (4032, 3024) if image.width >= image.height else (3024, 4032)
+            large, out = image.convert("RGB").resize(size, Image.Resampling.LANCZOS), io.BytesIO()
+        large.save(out, "JPEG", quality=88 + i % 5, progressive=i // 5 % 5 == i % 5)
+        found.append(out.getvalue())
+    return found
 
 
 # ---------------------------------------------------------------- the limit
@@ -142,11 +154,14 @@ class Limit:
 class Server:
     "A process group that sleeps (SIGSTOP) while others are measured."
 
-    def __init__(self, name: str, command: list[str], port: int, path: str):
+    def __init__(self, name: str, command: list[str], port: int, path: str, threads: int):
         self.name, self.port, self.path = name, port, path
+        env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         log = open(CACHE / f"{name.replace(' ', '-')}.log", "w")  # noqa: SIM115
         self.began = time.perf_counter()
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=env
+        )
         self.first = 0.0
 
     def wait(self, photograph: bytes) -> None:
@@ -197,8 +212,9 @@ def mlkit_command(models: Path, port: int, precision: str, *more: str) -> list[s
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
+    folder = HERE.parent.parent / "shared/data/clothing"
     ask.add_argument(
-        "--photographs", type=Path, default=HERE.parent.parent / "shared/data/clothing"
+        "--photographs", default=str(folder), help="a folder of classes, phone, or phone:FOLDER"
     )
     ask.add_argument("--learner", type=Path, help="a fastai export; trained when it is not given")
     ask.add_argument("--arch", default="resnet18")
@@ -207,6 +223,9 @@ def main() -> None:
     ask.add_argument("--rounds", type=int, default=3)
     ask.add_argument("--set", action="append", default=[], help="a setting for mlkit's servers")
     args = ask.parse_args()
+    what, _, there = args.photographs.partition(":")
+    phone = what == "phone"
+    args.photographs = Path(there or folder) if phone else Path(args.photographs)
     if not args.photographs.is_dir():
         sys.exit(
             f"no photographs in {args.photographs}; give a folder of classes: --photographs FOLDER"
@@ -222,24 +241,25 @@ def main() -> None:
         print(f"int8: {json.dumps(int8)}")
         precisions = ["fp32", "int8"] if int8["kept"] else ["fp32"]
         photographs = [p.read_bytes() for p in files[:: max(1, len(files) // 64)]]
+        if phone:
+            photographs = of_a_phone(files)
+            megabytes = sum(map(len, photographs)) / len(photographs) / 1e6
+            print(f"{len(photographs)} photographs of 12 megapixels, {megabytes:.1f} MB each")
         bundle = Registry(models).resolve("photographs").path
-        commands = {
-            "naive": (
-                [sys.executable, str(HERE / "peers/naive.py"), str(learner), "8101"],
-                "/predict",
-            ),
-            "LitServe": (
-                [sys.executable, str(HERE / "peers/lit.py"), str(learner), "8102"],
-                "/predict",
-            ),
-        }
-        for i, precision in enumerate(precisions):
-            command = mlkit_command(models, 8103 + i, precision, *args.set)
-            commands[f"mlkit {precision}"] = command, "/v1/predict"
+        commands = {}
+        for peer, file in (("naive", "naive.py"), ("LitServe", "lit.py")):
+            for workers in sorted({1, cores()}):
+                port = str(8101 + len(commands))
+                command = [sys.executable, str(HERE / "peers" / file), str(learner), port]
+                name = f"{peer}, {workers} worker{'s' * (workers > 1)}"
+                commands[name] = [*command, str(workers)], "/predict", cores() // workers
+        for precision in precisions:
+            command = mlkit_command(models, 8101 + len(commands), precision, *args.set)
+            commands[f"mlkit {precision}"] = command, "/v1/predict", 0
         servers, limits = {}, {}
-        for i, (name, (command, path)) in enumerate(commands.items()):
+        for i, (name, (command, path, threads)) in enumerate(commands.items()):
             for last in (False, True):  # one after the other; with their files in memory
-                servers[name] = Server(name, command, 8101 + i, path)
+                servers[name] = Server(name, command, 8101 + i, path, threads)
                 stack.callback(servers[name].end)
                 servers[name].wait(photographs[0])
                 if not last:
@@ -256,46 +276,52 @@ def main() -> None:
 
 def show(servers, limits, photographs, bundle, args) -> None:
     rates = {name: [] for name in [*servers, *(f"limit {p}" for p in limits)]}
-    crowd, alone = ({name: [] for name in servers} for _ in range(2))
-    errors = dict.fromkeys(servers, 0)
+    fewer, crowd, alone = ({name: [] for name in servers} for _ in range(3))
+    statuses = {name: Counter() for name in servers}
     requests = {n: [request(s.path, p, s.port) for p in photographs] for n, s in servers.items()}
+    read = {
+        32: lambda found: found.rate,
+        16: lambda found: found.rate,
+        8: lambda found: found.quantile(0.99),
+        1: lambda found: found.quantile(0.5),
+    }
     for number in range(args.rounds):
         for precision, limit in limits.items():
             rates[f"limit {precision}"].append(limit.measure(args.seconds / 2))
         for name, server in servers.items():
-            for callers, store in ((32, rates), (8, crowd), (1, alone)):
-                seconds = args.seconds if callers == 32 else args.seconds / 2
+            for (callers, value), store in zip(
+                read.items(), (rates, fewer, crowd, alone), strict=True
+            ):
+                seconds = args.seconds if callers > 8 else args.seconds / 2
                 found = server.measure(requests[name], callers, seconds)
-                errors[name] += sum(n for s, n in found.statuses.items() if s != 200)
-                if callers == 32:
-                    store[name].append(found.rate)
-                elif callers == 8:
-                    store[name].append(found.quantile(0.99))
-                else:
-                    store[name].append(found.quantile(0.5))
+                statuses[name] += Counter(found.statuses)
+                store[name].append(value(found) if found.took else float("nan"))
         print(
             f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.1f}" for n, v in rates.items()),
+            f"(load {os.getloadavg()[0]:.1f})",
             flush=True,
         )
     bare = {p: bare_ms(bundle, p, photographs) for p in limits}
     middle = {name: median(v) for name, v in rates.items()}
+    best = {p: max(v for n, v in middle.items() if n.startswith(p)) for p in ("LitServe", "naive")}
     print(f"\n{cores()} cores; medians of {args.rounds} windows of {args.seconds:g} s in turn\n")
     print(
-        "| server | requests/s, 32 callers | of its limit | × LitServe | × naive | p99 at 8, ms | one caller, ms | × bare | first answer, s | PSS, MiB | errors |"
+        "| server | requests/s, 32 callers | 16 callers | of its limit | × LitServe | × naive | p99 at 8, ms | one caller, ms | × bare | first answer, s | PSS, MiB | 503 | other errors |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for name, server in servers.items():
-        precision = name.partition(" ")[2] or "fp32"
-        rate = middle[name]
-        row = [name, f"{rate:.1f}", f"{rate / middle[f'limit {precision}']:.2f}"]
-        row += [f"{rate / middle['LitServe']:.2f}", f"{rate / middle['naive']:.2f}"]
+        precision = name.partition(" ")[2] if name.startswith("mlkit") else "fp32"
+        rate, of = middle[name], statuses[name]
+        row = [name, f"{rate:.1f}", f"{median(fewer[name]):.1f}"]
+        row += [f"{rate / middle[f'limit {precision}']:.2f}"]
+        row += [f"{rate / best[peer]:.2f}" for peer in best]
         row += [f"{median(crowd[name]):.0f}", f"{median(alone[name]):.1f}"]
         row += [f"{median(alone[name]) / bare[precision]:.2f}", f"{server.first:.1f}"]
-        row += [f"{server.memory():.0f}", str(errors[name])]
+        row += [f"{server.memory():.0f}", str(of[503]), str(of.total() - of[200] - of[503])]
         print("| " + " | ".join(row) + " |")
     for precision in limits:
         print(
-            f"| limit {precision} | {middle[f'limit {precision}']:.1f} | 1 | | | | {bare[precision]:.1f} | 1 | | | |"
+            f"| limit {precision} | {middle[f'limit {precision}']:.1f} | | 1 | | | | {bare[precision]:.1f} | 1 | | | | |"
         )
 
 

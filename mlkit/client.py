@@ -109,16 +109,19 @@ class Client:
         | _Input,  # paths or contents of picture files; rows, {"carat": 0.23}; texts, {"text": "…"}
         *,
         top_k: int | None = None,  # only the k likeliest labels
+        threshold: float | None = None,  # of several labels: give those from this probability on
+        strict: bool = False,  # whether one bad input refuses all of its request
         batch: int = 32,  # most inputs in one request
         batch_mb: float = 16,  # most MiB in one request
     ) -> list[dict[str, Any]]:
-        "Return a prediction for each input, in order, such as `label`, `confidence`, `probabilities`; raise `ApiError`."
+        "Return a prediction for each input, in order, such as `label`, `confidence`, `probabilities`, or `error` for one that cannot be answered; raise `ApiError`."
         if isinstance(inputs, (str, Path, bytes, Mapping)):
             inputs = [inputs]
         path = (
             f"/v1/models/{_quoted(self.model_name)}/predict" if self.model_name else "/v1/predict"
         )
-        params = {} if top_k is None else {"top_k": top_k}
+        wanted = {"top_k": top_k, "threshold": threshold, "strict": strict or None}
+        params = {name: value for name, value in wanted.items() if value is not None}
         answers = (
             self._ask("POST", path, params=params, **body)
             for body in _batches(inputs, batch, int(batch_mb * 2**20))

@@ -209,7 +209,7 @@ def pipeline(
         found, parts, dls = prepare(settings, run)
         tell("audit", found)
         learn = task.data.learner(dls, settings, path=run.folder)
-        if task.data.name == "image":
+        if task.data.tried:
             try_network(learn, task.data, settings.model.arch)
         tell("model", summarize(learn, settings.model.arch))
         done = fit_distributed(learn, settings, run, on=on)

@@ -28,6 +28,7 @@ from mlkit.delimited import (
     find_layout,
     name_columns,
     to_text,
+    unwrapped,
 )
 
 # %% ../nbs/07_table_formats.ipynb #02025b9c
@@ -163,6 +164,7 @@ class _Text(_Records):
             sample = head.decode(self.encoding.name, self.encoding.errors if whole else "ignore")
         except UnicodeDecodeError as e:
             raise TableError(self._not(e, 1)) from e
+        self.formulas = '="' in sample
         self.dialect, layout = find_dialect(sample.replace("\0", ""), whole=whole)
         self.separator = self.dialect.separator
         self.layout = replace(layout, notes=(*filter(None, [self.encoding.note]), *layout.notes))
@@ -179,6 +181,8 @@ class _Text(_Records):
             reader, line = self.dialect.records(lines), 1
             try:
                 for cells in reader:
+                    if self.formulas:
+                        cells = [*map(unwrapped, cells)]
                     if cells and cells != ["\x1a"]:  # the end of a file of DOS
                         yield line, cells
                     line = reader.line_num + 1

@@ -197,9 +197,12 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_other_kinds_are_415(name: str, http: httpx.Client) -> None:
-    r = http.post("/v1/predict", files=[("file", ("red.png", RED)), ("file", (name, KINDS[name]))])
-    said = problem(r, 415)
+    files = [("file", ("red.png", RED)), ("file", (name, KINDS[name]))]
+    said = problem(http.post("/v1/predict", files=files, params={"strict": "true"}), 415)
     assert repr(name) in said and "JPEG, PNG" in said
+    good, bad = http.post("/v1/predict", files=files).json()["predictions"]
+    assert good["label"] == "red" and bad["error"]["detail"] == said
+    assert problem(http.post("/v1/predict", files=files[1:]), 415) == said
 
 
 def test_a_bomb_is_refused_by_its_header(http: httpx.Client) -> None:
@@ -359,6 +362,18 @@ def test_methods(http: httpx.Client) -> None:
     for method, path, allow in (("GET", "/v1/predict", "POST"), ("DELETE", "/v1/models", "GET")):
         r = http.request(method, path)
         assert allow in problem(r, 405) and r.headers["allow"] == allow
+    for path in ("/", "/health/live", "/v1/models", "/v1/models/color", "/metrics"):
+        r, whole = http.head(path), http.get(path)
+        assert (r.status_code, r.content) == (200, b"") and int(r.headers["content-length"]) > 0
+        assert r.headers["content-type"] == whole.headers["content-type"]
+    assert http.head("/v1/predict").status_code == 405
+
+
+def test_an_encoded_slash_is_none(server: Server) -> None:
+    for method, path in (("POST", "/v1/models%2fcolor/predict"), ("GET", "/v1/models%2Fcolor")):
+        with connect(server) as sock:  # a client could write it in another way
+            sock.sendall(head(path, "Connection: close", "Content-Length: 0", method=method))
+            assert response(sock)[0] == 404
 
 
 def test_request_ids_and_the_log(server: Server, http: httpx.Client) -> None:
@@ -496,7 +511,10 @@ def test_every_request_of_test_main_http_is_answered(server: Server, http: httpx
         asked.add((method, path))
         if method == "POST":
             said = r.json()
-            assert all(p["label"] for p in said.get("predictions", [])) and len(said) >= 3
+            assert (
+                all(p.get("label") or p["error"]["detail"] for p in said.get("predictions", []))
+                and len(said) >= 3
+            )
     paths = http.get("/openapi.json").json()["paths"]
     assert {(m.upper(), path) for path, methods in paths.items() for m in methods} <= asked
 

@@ -156,7 +156,8 @@ def test_interrupted_it_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "out.csv.part" / "state.json").exists():
+    state = tmp_path / "out.csv.part" / "state.json"
+    while not state.exists() or not json.loads(state.read_text())["done"]["rows"]:
         time.sleep(0.005)
     busy = predict("seen", "--out", "out.csv")
     assert busy.returncode == 1 and b"is being written by another process" in busy.stderr

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -259,6 +260,21 @@ def test_what_nobody_can_look_into_is_not_opened_even_with_trust(tmp_path: Path)
         file.write_bytes(data)
         with pytest.raises(PickleError):
             import_learner(file, tmp_path / "bundle", [file], name="harm", trust=True)
+
+
+def test_errors_name_the_file_as_it_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "bears.pkl").write_bytes(b"")
+    (tmp_path / "cats.pkl").write_bytes(zipped(b"."))
+    with zipfile.ZipFile(tmp_path / "cats.pkl", "a") as archive:
+        archive.writestr("other/data.pkl", b".")
+    for typed, said in {
+        "bear.pkl": "error: 'bear.pkl' is not a file; .* did you mean 'bears.pkl'",
+        "bears.pkl": "error: bears.pkl is not a file, or is empty",
+        "cats.pkl": "error: cats.pkl is a zip with other pickles",
+    }.items():
+        done = mlkit("models", "import", typed, "--trust", "--inputs", ".", cwd=tmp_path)
+        assert done.returncode == 1 and re.match(said, done.stderr), done.stderr
+        assert "export.pkl" not in done.stderr
 
 
 @pytest.mark.parametrize(

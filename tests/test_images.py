@@ -486,10 +486,12 @@ def test_turns_are_named(tmp_path: Path, told: Callable[..., Settings]) -> None:
     tags[274] = 6
     photo(source / "images/03.png", size=(50, 40), exif=tags)  # seen upright it is 40 × 50
     photo(source / "images/04.png", exif=tags)
-    found = audit(str(source), told(source))
-    assert list(found.quarantine) == ["images/03.png"]
-    assert "the image is turned by EXIF" in found.quarantine["images/03.png"]
-    assert any("turned differently by EXIF" in n and "04.png" in n for n in found.notes)
+    wrong = {"ignore": "images/03.png", "apply": "images/04.png"}
+    for exif, other in (("ignore", "04.png"), ("apply", "03.png")):
+        found = audit(str(source), told(source, f"data.exif={exif}"))
+        assert list(found.quarantine) == [wrong[exif]]
+        assert "the image is turned by EXIF" in found.quarantine[wrong[exif]]
+        assert any("turned differently by EXIF" in n and other in n for n in found.notes)
 
 
 def test_no_class_counts_nowhere(tmp_path: Path, told: Callable[..., Settings]) -> None:
@@ -532,3 +534,54 @@ def test_an_architecture_of_one_size(tmp_path: Path, told: Callable[..., Setting
     assert task.settled(told(tmp_path)).data.size == 32
     with pytest.raises(SettingsError, match="takes 224 × 224; set data.size=224"):
         task.settled(told(tmp_path, vit))
+
+
+def lit(path: Path, left: bool = True) -> None:
+    "An image whose one half is bright."
+    pixels = np.full((32, 32, 3), 40, np.uint8)
+    pixels[:, :16] += np.uint8(150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noisy = pixels[:, :: 1 if left else -1] + RNG.integers(0, 40, pixels.shape, np.uint8)
+    Image.fromarray(noisy).save(path)
+
+
+SIDED = {  # head, or the names of two folders → what spoils it
+    "go_left go_right": "mirror",
+    "links rechts": "mirror",
+    "Knee-L Knee-R": "mirror",
+    "cats dogs": "",
+    "file,x,y": "places",
+    "file,left_eye_x,left_eye_y,nose_x,nose_y": "places",
+    "file,steering_angle": "places",
+    "file,keypoint_1,keypoint_2": "places",
+    "file,grams": "",
+    "file,left,right": "mirror",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "flip"),
+    [*((kind, "auto") for kind in SIDED), ("links rechts", "true"), ("file,x,y", "true")],
+)
+def test_what_a_mirror_would_spoil_is_not_mirrored(
+    kind: str, flip: str, tmp_path: Path, told: Callable[..., Settings]
+) -> None:
+    folders, columns, source = kind.split(), kind.split(",")[1:], tmp_path / "x"
+    for i in range(24):
+        lit(source / (f"{folders[i % 2]}/{i}.png" if not columns else f"{i}.png"))
+    if columns:
+        lines = (f"{i}.png" + f",{i + 0.5}" * len(columns) for i in range(24))
+        (source / "list.csv").write_text("\n".join([kind, *lines]))
+    more = "data.augment=auto", f"data.flip={flip}", f"data.target={','.join(columns)}"
+    settings = told(source, *more)
+    found = audit(str(source), settings)
+    said = " ".join(found.notes)
+    assert ("not mirrored (data.flip=true does it)" in said) is bool(SIDED[kind] and flip != "true")
+    assert ("not turned and zoomed (data.augment=true" in said) is (SIDED[kind] == "places")
+    dls = dataloaders(split(found, settings), settings)
+    seen = torch.cat([x for _ in range(3) for x, _ in dls.train])
+    mirrored = seen[..., :12].mean((1, 2, 3)) < seen[..., 20:].mean((1, 2, 3))
+    assert bool(mirrored.any()) is (flip == "true" or (flip == "auto" and not SIDED[kind]))
+    if SIDED[kind] == "places" and flip != "true":  # the edge between the halves stays where it was
+        rows = seen.mean(1)
+        assert bool(((rows[..., 15] - rows[..., 16]) > (rows[..., 14] - rows[..., 15]).abs()).all())

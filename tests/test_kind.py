@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from mlkit.config import load_settings
+from mlkit.main import pipeline
+from mlkit.model.outputs import ExportError
 from mlkit.tasks import kind as kinds
 from mlkit.tasks.task import infer_task
 
@@ -70,3 +73,29 @@ def test_a_name_is_taken_once(installed: Path, monkeypatch: pytest.MonkeyPatch) 
         ValueError, match="'colour-classification' is registered already, by ColourKind"
     ):
         kinds.register_kind([kinds.Task("colour-classification", other, "label", print, 1, "")])
+
+
+def test_a_network_is_tried_before_the_fit_whatever_its_kind(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(installed / "site")
+    own = [f"paths.{what}={installed / what}" for what in ("cache", "models", "runs")]
+    settings = load_settings(f"data.source={installed / 'paint.colours'}", *own)
+    colours = type(infer_task(settings)[0].data)
+
+    class Broken(colours):
+        __qualname__ = colours.__qualname__
+        tried = True
+
+        def learner(self, dls, settings, *, path=None):
+            learn = super().learner(dls, settings, path=path)
+            learn.model = nn.Linear(7, 1)
+            return learn
+
+    known = kinds.TASKS["colour-classification"]
+    kinds.TASKS[known.name] = kinds.Task(
+        known.name, Broken(), "label", known.evaluate, 20, known.use, known.defaults
+    )
+    with pytest.raises(ExportError, match="does not take inputs of"):
+        pipeline(name="paint", settings=settings)
+    assert not list((installed / "runs").rglob("*.pth")), "it was fitted"

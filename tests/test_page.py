@@ -13,6 +13,9 @@ from conftest import SOFTMAX, Server, make_bundle, picture
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from mlkit.bundle.manifest import ImageInput
+from mlkit.bundle.registry import Registry
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ["--disable-quic", "--disable-background-networking", "--disable-component-update"]
 QUIET += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
@@ -164,6 +167,67 @@ def test_what_mattered_is_where_it_is(server: Server, open_page: Callable, tmp_p
     canvas = page.locator("canvas")
     assert canvas.evaluate(pixel, [110, 110])[0] > 100
     assert canvas.evaluate(pixel, [25, 25])[:3] == [0, 0, 0]
+
+
+# what `ImageOps.exif_transpose` undoes
+STORED = [None, None, *(Image.Transpose[name] for name in (
+    "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"
+))]  # fmt: skip
+QUARTERS = """c => [[0, 0], [1, 0], [0, 1], [1, 1]].map(([x, y]) => {
+  const d = c.getContext("2d").getImageData((c.width - 1) * (0.1 + 0.8 * x), (c.height - 1) * (0.1 + 0.8 * y), 1, 1).data
+  return `${[...d.slice(0, 3)].map(v => v > 128 ? 1 : 0).join("")}`
+})"""
+
+
+def quarters(image: Image.Image) -> list[str]:
+    at = [
+        (int(x * (image.width - 1)), int(y * (image.height - 1)))
+        for y in (0.1, 0.9)
+        for x in (0.1, 0.9)
+    ]
+    return ["".join(str(int(v > 128)) for v in image.getpixel(xy)) for xy in at]
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_the_picture_is_drawn_as_the_model_saw_it(
+    exif: str, start: Callable, open_page: Callable, tmp_path: Path
+) -> None:
+    spec = ImageInput(size=(8, 8), resize="squish", exif=exif)
+    registry = Registry(tmp_path / "models")
+    registry.promote(registry.add(make_bundle(tmp_path / "one", input=spec), name="color").ref)
+    image = Image.new("RGB", (600, 400), "red")
+    for box, color in (((300, 0), "lime"), ((0, 200), "blue"), ((300, 200), "yellow")):
+        image.paste(color, (*box, box[0] + 300, box[1] + 200))
+    formats = {"JPEG": {}, "PNG": {}, "WEBP": {"lossless": True}, "AVIF": {}, "late": {}}
+    with start(root=registry.root) as server:
+        page = open_page(server)
+        expect(page.locator("#about")).to_contain_text("version 1")
+        count = 0
+        for format, save in formats.items():
+            for tag in range(1, 9):
+                tags, path, count = Image.Exif(), tmp_path / f"{tag}.{format}", count + 1
+                tags[274] = tag
+                stored = image if tag == 1 else image.transpose(STORED[tag])
+                stored.save(path, "PNG" if format == "late" else format, exif=tags, **save)
+                if format == "late":  # a chunk that comes after the pixels
+                    data = path.read_bytes()
+                    at = data.index(b"eXIf") - 4
+                    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+                    path.write_bytes(data[:at] + data[end:-12] + data[at:end] + data[-12:])
+                drop(page, path)
+                card = page.locator("article").first
+                expect(page.locator("article .ask:not([hidden])")).to_have_count(count)
+                seen = image if exif == "apply" else stored
+                where = format, tag
+                assert card.locator("canvas").evaluate(QUARTERS) == quarters(seen), where
+                size = card.locator("canvas").evaluate("c => [c.width, c.height]")
+                assert (size[0] > size[1]) == (seen.width > seen.height), where
+                said = card.locator(".tag")
+                if tag == 1:
+                    assert said.is_hidden()
+                else:
+                    expect(said).to_contain_text(f"EXIF orientation {tag}")
+                    expect(said).to_contain_text("turned" if exif == "apply" else "ignored")
 
 
 def test_a_swap_of_version_is_seen(

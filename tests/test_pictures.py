@@ -23,9 +23,9 @@ from sklearn.datasets import load_digits
 from mlkit.bundle.manifest import read_manifest
 from mlkit.inference.masks import at_size, default_palette
 
-# a plain fastai process: it writes what Learners say of picture files, and has no mlkit
+# a fastai process that mlkit is installed beside: it writes what Learners say of picture files
 PLAIN = """
-import sys; sys.modules["mlkit"] = None
+import sys
 import numpy as np
 import fastai.callback.all
 from fastai.learner import load_learner
@@ -114,7 +114,7 @@ class Trained:
 
     @cached_property
     def plain(self) -> dict[str, np.ndarray]:
-        "What the exported Learners say of the files where there is no mlkit, by name of the model."
+        "What the exported Learners say of the files in a process of fastai, by name of the model."
         bundles = ",".join(str(self.bundle(name)) for name in self.said)
         command = [sys.executable, "-W", "ignore", "-c", PLAIN, bundles, *self.apart]
         done = warm.run(command, cwd=self.folder, capture_output=True, text=True)

@@ -257,7 +257,7 @@ def test_categories_of_whole_numbers_may_have_gaps(tmp_path: Path) -> None:
         read = read_table(source, SETTINGS)
         assert list(read) == ["store", "y"] and type_of(read["store"]) == "number"
         assert read["store"].isna().sum() == 5 and read["store"][1] == 1.0
-        assert any("tags" in note and "left out" in note for note in read.attrs["notes"])
+        assert any("tags" in note and "left out" in note for note in read.attrs["read"]["notes"])
 
 
 def test_ragged_rows_are_named_by_line(tmp_path: Path, model: Predictor) -> None:

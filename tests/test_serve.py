@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,31 @@ RED, LIME = picture(fill="red"), picture(fill="lime")
 PNG = {"content-type": "image/png"}
 OTHER = "turned = Neg(mean)  p = Softmax<axis = 1>(turned)"  # red is the least likely of a red one
 KEY = "a-key-of-these-tests"
+
+
+ENDLESS = """
+    turns = Constant<value = int64 {9000000000000000000}>()
+    yes = Constant<value = bool {1}>()
+    kept = Loop(turns, yes, mean) <body = turn (int64 i, bool go, float[n, 3] a) => (bool on, float[n, 3] b) {
+        on = Identity(go)
+        b = Neg(a)
+    }>
+    p = Softmax<axis = 1>(kept)"""
+GREEDY = """
+    shape = Constant<value = int64[1] {4000000000}>()
+    zeros = ConstantOfShape(shape)
+    more = ReduceMean(zeros)
+    sum = Add(mean, more)
+    p = Softmax<axis = 1>(sum)"""  # 16 GB of zeros
+CRASH = """
+import os, signal, onnxruntime
+opened = onnxruntime.InferenceSession
+def crash(graph, *args, **options):
+    if b"crash_here" in graph:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return opened(graph, *args, **options)
+onnxruntime.InferenceSession = crash
+"""  # for every process that begins
 
 
 def slow(turns: int) -> str:
@@ -691,8 +717,15 @@ def test_pages_of_named_origins_may_call(
     server: Server, start: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, allowed = {"origin": "https://page.example"}, "access-control-allow-origin"
-    r = httpx.get(f"{server.url}/v1/models", headers=mine)
-    assert r.is_success and allowed not in r.headers
+    for sent in (mine, {"sec-fetch-site": "cross-site"}):  # a page of elsewhere
+        for path in ("/v1/predict", "/v2/models/color/infer", "/v1/models"):
+            r = httpx.request(
+                "GET" if path.endswith("ls") else "POST", server.url + path, headers=sent
+            )
+            assert r.status_code == 403 and allowed not in r.headers, (path, r.text)
+            assert "api.cors" in r.json()["detail"]
+    own = {"origin": server.url, "content-type": "image/png"}
+    assert httpx.post(f"{server.url}/v1/predict", headers=own, content=picture()).is_success
     monkeypatch.setenv("MLKIT_API_KEYS", "sixteen-characters-and-more")
     asked = {"access-control-request-method": "POST"}
     asked["access-control-request-headers"] = "authorization,content-type"
@@ -768,14 +801,152 @@ def test_a_full_disk_stops_only_the_log(start: Callable) -> None:
         assert ask(server, b"text").status_code == 415 and is_ready(server)
 
 
+def memory(server: Server, kind: str) -> float:
+    "MiB of the server's process, VmRSS now or VmHWM at the most."
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(rf"{kind}:\s+(\d+)", status)[1]) / 1024
+
+
+def test_requests_that_wait_for_their_turn_stay_bytes(start: Callable) -> None:
+    one = head("/health/live", method="GET")
+    with start(cold=True) as server, ExitStack() as stack:
+        baseline = memory(server, "VmRSS")
+        callers = [stack.enter_context(connect(server)) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(one * 4000)
+        assert is_ready(server)
+        assert memory(server, "VmHWM") < baseline + 100
+        read = callers[0].makefile("rb")
+        for _ in range(300):
+            assert read.readline() == b"HTTP/1.1 200 OK\r\n"
+            length = 0
+            while (line := read.readline()) != b"\r\n":
+                length = int(line[16:]) if line.startswith(b"content-length: ") else length
+            assert json.loads(read.read(length)) == {"status": "live"}
+
+
+@pytest.mark.parametrize("broken", [b"G\0T / HTTP/1.1\r\n\r\n", head("x:1", method="CONNECT")])
+def test_what_cannot_be_read_is_refused_in_its_turn(server: Server, broken: bytes) -> None:
+    data, asked = picture(), head("/v1/predict", "content-type: image/png", "content-length: {}")
+    good = asked.replace(b"{}", str(len(data)).encode()) + data
+    begun = head("/v1/predict", "content-type: image/png", "transfer-encoding: chunked") + b"zz\r\n"
+    for sent, expected in ((good + broken, [200, 400]), (2 * good + begun, [200, 200, 400])):
+        with connect(server) as caller:
+            caller.sendall(sent)
+            said = b"".join(iter(lambda c=caller: c.recv(65536), b""))
+        assert [int(m) for m in re.findall(rb"HTTP/1.1 (\d+) ", said)] == expected
+
+
+GEMS = [{"carat": 1.0, "cut": "Ideal", "round": True}, {"carat": "x"}, {"carat": 0.5, "cat": 1}]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_one_bad_input_costs_the_others_nothing(order: tuple, all_kinds: Server) -> None:
+    url, rows = f"{all_kinds.url}/v1/models/table-numbers/predict", [GEMS[i] for i in order]
+    said = httpx.post(url, json={"instances": rows}).raise_for_status().json()["predictions"]
+    alone = httpx.post(url, json={"instances": [GEMS[0]]}).json()["predictions"]
+    for place, i in enumerate(order):
+        if i == 0:
+            assert said[place] == alone[0]
+            continue
+        assert f"instances.{place}" in said[place]["error"]["detail"]
+        assert said[place]["error"].keys() == {"type", "title", "detail"}
+    for strict in (rows, [GEMS[1]], GEMS[1:]):  # none is answered, or all are wanted
+        params = {"strict": "true"} if strict is rows else {}
+        r = httpx.post(url, json={"instances": strict}, params=params)
+        assert r.status_code == 422 and "instances." in r.json()["detail"], r.text
+    tensor = {"name": "row", "shape": [3], "datatype": "BYTES", "data": list(map(json.dumps, GEMS))}
+    v2 = f"{all_kinds.url}/v2/models/table-numbers/infer"
+    r = httpx.post(v2, json={"inputs": [tensor]})  # all or nothing, and each is named
+    assert r.status_code == 422 and "inputs.0.1" in r.text and "inputs.0.2" in r.text
+
+
+def test_a_request_may_bring_its_own_threshold(all_kinds: Server) -> None:
+    url, red = f"{all_kinds.url}/v1/models/image-labels/predict", picture(fill=(255, 120, 0))
+    with Client(all_kinds.url, model="image-labels") as client:
+        odds = client.predict(red)[0]["probabilities"]
+        for threshold in (0.0, 0.55, 0.65, 1.0):
+            expected = [name for name, p in odds.items() if p >= threshold]
+            assert client.predict(red, threshold=threshold)[0]["labels"] == expected, odds
+    for params, said in (
+        ({"threshold": 2}, "threshold"),
+        ({"treshold": 0.5}, "did you mean 'threshold'"),
+    ):
+        r = httpx.post(url, content=red, headers=PNG, params=params)
+        assert r.status_code == 422 and said in r.json()["detail"]
+    r = httpx.post(
+        url.replace("labels", "label"), content=red, headers=PNG, params={"threshold": 0.5}
+    )
+    assert r.status_code == 422 and "several labels" in r.json()["detail"]
+
+
+# 2 s each beside the trial itself: the old version is asked all the time
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("crash", "SIGSEGV"),
+        ("hang", "within 3 s"),
+        ("names", "model.onnx"),
+        ("memory", "no engine here"),
+    ],
+)
+def test_a_version_that_harms_is_not_let_in(
+    what: str, said: str, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "models")
+    registry.promote(registry.add(make_bundle(tmp_path / "one"), name="color").ref)
+    crash = "crash_here = Identity(mean)  p = Softmax<axis = 1>(crash_here)"
+    graphs = {"memory": GREEDY, "hang": ENDLESS, "crash": crash}
+    graph = graphs.get(what, SOFTMAX)
+    vocab = {"vocab": ("red", "green", "blue", "grey")} if what == "names" else {}
+    bad = registry.add(make_bundle(tmp_path / "two", graph, **vocab), name="color")
+    if what == "crash":  # of the engine, in whatever process opens that graph
+        (tmp_path / "crash").mkdir()
+        (tmp_path / "crash/sitecustomize.py").write_text(CRASH)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'crash'}:{os.environ.get('PYTHONPATH', '')}")
+    with start("api.load_seconds=3", root=registry.root, cold=True) as server:
+        assert ask(server).is_success
+        registry.promote(bad.ref)
+        until(lambda: httpx.get(f"{server.url}/health/ready").json().get("troubles"))
+        r = httpx.get(f"{server.url}/health/ready")
+        assert r.is_success and said in r.json()["troubles"][0], r.text
+        assert ask(server).json()["version"] == 1
+        registry.promote("color@1")
+        until(lambda: not httpx.get(f"{server.url}/health/ready").json()["troubles"])
+
+
+def test_one_broken_model_takes_no_other_along(start: Callable, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    for name in ("color", "flat", "graph", "manifest", "pointer"):
+        bundle = make_bundle(tmp_path / name, name=name)
+        registry.promote(registry.add(bundle, name=name).ref)
+    (registry.root / "flat/1").rename(registry.root / "flat/kept")  # the version is gone
+    for damaged in ("graph/1/model.onnx", "manifest/1/manifest.json", "pointer/production.json"):
+        (registry.root / damaged).write_bytes(b"?")
+    with start(root=registry.root, cold=True) as server:
+        assert ask(server).is_success and is_ready(server)
+        told = httpx.get(f"{server.url}/v1/models").json()
+        assert [m["name"] for m in told["models"] if m["loaded"]] == ["color"]
+        assert sorted(told["troubles"]) == ["graph", "manifest", "pointer"], told["troubles"]
+        for name in told["troubles"]:
+            r = httpx.post(f"{server.url}/v1/models/{name}/predict", content=picture(), headers=PNG)
+            assert r.status_code == 503 and name in r.json()["detail"], r.text
+            assert httpx.get(f"{server.url}/v1/models/{name}").status_code in (200, 503)
+            assert httpx.get(f"{server.url}/v2/models/{name}").status_code in (200, 503)
+    words = ["models", "list", "--set", f"paths.models={registry.root}"]
+    run = partial(warm.run, kind="light", capture_output=True, text=True)
+    told = run([sys.executable, "-m", "mlkit", *words, "--json"])
+    wrong = {d["name"]: "trouble" in d for d in json.loads(told.stdout)}
+    assert wrong == {"color": False, "graph": False, "manifest": True, "pointer": True}
+    table = run([sys.executable, "-m", "mlkit", *words]).stdout
+    assert "color" in table and "pointer@1: " in table and "is damaged" in table
+
+
 # 20 s each: twenty pictures of 64 megapixels are decoded
 @pytest.mark.parametrize("resize", ["squish", "pad"])
 def test_the_largest_pictures_stay_within_the_memory(
     resize: str, start: Callable, tmp_path: Path
 ) -> None:
-    def memory(kind: str) -> float:  # MiB
-        return int(re.search(rf"{kind}:\s+(\d+)", status.read_text())[1]) / 1024
-
     registry = Registry(tmp_path / "models")
     bundle = make_bundle(tmp_path / "one", resize=resize)
     registry.promote(registry.add(bundle, name="color").ref)
@@ -787,15 +958,14 @@ def test_the_largest_pictures_stay_within_the_memory(
         picture("RGB", (5600, 5600), "red", "WEBP", method=0),
     ]
     with start("api.predict_seconds=60", root=registry.root, cold=True) as server:
-        status = Path(f"/proc/{server.process.pid}/status")
         for _ in range(10):
             assert ask(server).is_success
-        baseline = memory("VmHWM")
+        baseline = memory(server, "VmHWM")
         with ThreadPoolExecutor(10) as pool:
             said = [r.status_code for r in pool.map(lambda d: ask(server, d), large * 4)]
         assert said == [200, 200, 413, 413, 200] * 4
-        assert memory("VmHWM") < baseline + 600
-        assert memory("VmRSS") < baseline + 100  # it was given back
+        assert memory(server, "VmHWM") < baseline + 600
+        assert memory(server, "VmRSS") < baseline + 100  # it was given back
 
 
 # ---------------------------------------------------------------- other people's clients

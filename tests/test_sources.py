@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mlkit.config import load_settings
+from mlkit.preprocess.image_source import find_examples
 from mlkit.preprocess.source import DataError, look
 from mlkit.tasks.task import infer_task
 
@@ -493,6 +495,132 @@ def test_which_folders_are_the_classes_is_a_question(tmp_path: Path) -> None:
     assert counted(tmp_path, upper) == {("color", ""): 12, ("grey", ""): 12}
 
 
+def notes_of(source: Path, *assignments: str) -> str:
+    settings = load_settings(f"data.source={source}", *assignments)
+    return "; ".join(infer_task(settings)[0].data.audit(str(source), settings).notes)
+
+
+def test_drawers_are_no_classes(tmp_path: Path) -> None:
+    hexes = "0123456789abcdef"
+    for room in ("bedroom", "kitchen"):
+        of_classes(tmp_path / "two", *(f"{room}/{d}/{{}}.webp" for d in hexes), n=1)
+        of_classes(tmp_path / "deep", *(f"{room}/{d}/{d}/{d}/{{}}.webp" for d in "017"), n=2)
+    assert counted(tmp_path / "two") == {("bedroom", ""): 16, ("kitchen", ""): 16}
+    assert counted(tmp_path / "deep") == {("bedroom", ""): 6, ("kitchen", ""): 6}
+    of_classes(tmp_path / "one", *(f"lsun/bedroom/{d}/{{}}.webp" for d in hexes), n=1)
+    of_classes(tmp_path / "bare", *(f"train/{d}{e}/{{}}.jpg" for d in "19af" for e in "0b"), n=2)
+    assert counted(tmp_path / "one") == {("bedroom", ""): 16}
+    with pytest.raises(DataError, match="16 images, and nothing says what"):
+        task_of(tmp_path / "bare")
+
+
+def test_numbers_and_codes_are_classes(tmp_path: Path) -> None:
+    of_classes(tmp_path / "digits", *(f"mnist/{d}/{{}}.png" for d in range(10)), n=2)
+    of_classes(tmp_path / "nist", *(f"by_class/{c:x}/{{}}.png" for c in range(0x39, 0x7B)), n=1)
+    assert len(counted(tmp_path / "digits")) == 10 and len(counted(tmp_path / "nist")) == 66
+
+
+def test_folders_below_and_beside_the_classes_are_told(tmp_path: Path) -> None:
+    of_classes(tmp_path, "oak/bark/{}.png", "oak/leaf/{}.png", "elm/{}.png")
+    for name in ("ash/deep", "masks", "__MACOSX"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "yew").mkdir()
+    (tmp_path / "yew/1.txt").write_text("to do")
+    assert counted(tmp_path) == {("elm", ""): 6, ("oak", ""): 12}
+    told = notes_of(tmp_path)
+    assert "not told apart: bark, leaf; --set 'data.label_pattern=/([^/]+)/[^/]+$'" in told
+    assert "folders without an example: ash, yew" in told
+    assert "example: ash;" in notes_of(tmp_path, "data.ignore=yew")
+    lower = counted(tmp_path, "data.label_pattern=/([^/]+)/[^/]+$")
+    assert lower == {("bark", ""): 6, ("leaf", ""): 6, ("elm", ""): 6}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "C:\\Users\\X\\new\\PHOTO {0}.JPG,{1}",  # Windows does not mind the case
+        "https://ex.org/p/photo%20{0}.jpg?size=large,{1}",
+        "TRAIN/Photo {0}.jpeg,{1}",
+    ],
+)
+def test_a_cell_names_a_file_as_windows_and_the_web_do(line: str, tmp_path: Path) -> None:
+    suffix = "jpeg" if "jpeg" in line else "jpg"
+    of_classes(tmp_path, f"train/photo {{}}.{suffix}", n=12)
+    rows(tmp_path / "list.csv", "picture,grade", *(line.format(i, "ab"[i % 2]) for i in range(12)))
+    assert counted(tmp_path) == {("a", ""): 6, ("b", ""): 6}
+
+
+def test_images_that_are_not_there_are_no_words_of_a_table(tmp_path: Path) -> None:
+    for name, where in (("web", "https://ex.org/{}.jpg"), ("gone", "img/{}.jpg")):
+        lines = (f"{where.format(i)},{i % 7},{i * 3 % 50}" for i in range(60))
+        rows(tmp_path / name / "list.csv", "image,colour,price", *lines)
+    with pytest.raises(DataError, match="60 of 60 files that do not exist.*Nothing is downloaded"):
+        task_of(tmp_path / "web")
+    with pytest.raises(DataError, match="names 60 of 60 files .*data.task=table-regression"):
+        task_of(tmp_path / "gone")
+    assert task_of(tmp_path / "gone", "data.ignore=image") == "table-regression"
+
+
+@pytest.mark.parametrize(
+    "cell", ["[{0}, {1}, 30, 40]", "{0} {1} 30 40", "({0}.5;{1}.5)", "{0} 3 {1} 3 77 3"]
+)
+def test_several_numbers_in_a_cell_are_no_class(cell: str, tmp_path: Path) -> None:
+    of_classes(tmp_path, "scan{}.jpg", n=40)
+    lines = (f'scan{i}.jpg,"{cell.format(i + 100, 2 * i)}"' for i in range(40))
+    rows(tmp_path / "list.csv", "image,where", *lines)
+    with pytest.raises(DataError, match="'where' holds several numbers in a cell.*a column for"):
+        task_of(tmp_path)
+
+
+def test_codes_with_blanks_between_them_are_several_labels(tmp_path: Path) -> None:
+    of_classes(tmp_path, "train/cell{}.png", n=60)
+    codes = (f"{i % 7} {i * 3 % 5 + 7}" if i % 4 else f"{i % 7}" for i in range(60))
+    rows(tmp_path / "train.csv", "Id,Target", *(f"cell{i},{c}" for i, c in enumerate(codes)))
+    assert task_of(tmp_path) == "image-multilabel"
+
+
+def test_other_views_of_an_image_are_no_masks(tmp_path: Path) -> None:
+    of_classes(tmp_path, *(f"IMG/{view}_{{}}.jpg" for view in ("center", "left", "right")), n=40)
+    lines = (
+        f"IMG/center_{i}.jpg, IMG/left_{i}.jpg, IMG/right_{i}.jpg,{(i - 20) / 40}"
+        for i in range(40)
+    )
+    rows(tmp_path / "driving_log.csv", "center,left,right,steering", *lines)
+    assert task_of(tmp_path) == "image-regression"
+    assert "an angle is learned (steering)" in notes_of(tmp_path)
+
+
+def test_a_text_that_lists_images_is_named(tmp_path: Path) -> None:
+    of_classes(tmp_path, "jpg/image_{}.jpg", n=24)
+    for part, first in (("train", 0), ("test", 12)):
+        lines = (f"jpg/image_{first + i}.jpg {i % 2}\n" for i in range(12))
+        (tmp_path / f"{part}.txt").write_text("".join(lines))
+    with pytest.raises(DataError, match="train.txt lists its images; give .*train.txt"):
+        task_of(tmp_path)
+    assert counted(tmp_path / "train.txt") == {("0", ""): 6, ("1", ""): 6}
+
+
+def test_the_number_of_an_image_is_no_class(tmp_path: Path) -> None:
+    of_classes(tmp_path / "a", "photos/1{}.jpg", "photos/2{}.jpg", "photos/3{}.jpg", n=9)
+    of_classes(tmp_path / "b", *(f"some_{k}/{{}}.jpg" for k in "ab"), n=9)
+    with pytest.raises(DataError, match="has one class, 'photos'.*data.label_pattern takes"):
+        settings = load_settings(f"data.source={tmp_path / 'a'}")
+        task, _ = infer_task(settings)
+        task.data.split(task.data.audit(str(tmp_path / "a"), settings), settings)
+    assert counted(tmp_path / "b") == {("some_a", ""): 9, ("some_b", ""): 9}
+
+
+def test_a_caption_has_no_image_as_its_label(tmp_path: Path) -> None:
+    lines = (
+        f"kid{i}.jpg,a child number {i} in a pink dress climbs stairs {k}"
+        for i in range(9)
+        for k in range(5)
+    )
+    rows(tmp_path / "captions.txt", "image,caption", *lines)
+    with pytest.raises(DataError, match="column 'image' names 45 of 45 files that do not exist"):
+        task_of(tmp_path / "captions.txt")
+
+
 def test_a_weight_that_is_an_image_name_is_a_weight(tmp_path: Path) -> None:
     of_classes(tmp_path, "apples/{}.jpg", n=30)
     rows(tmp_path / "w.csv", "id,grams", *(f"{i},{(i + 1) % 30}" for i in range(30)))
@@ -532,6 +660,7 @@ def test_plots_beside_a_table_are_a_question(tmp_path: Path) -> None:
     )
     of_classes(tmp_path, "figures/{}.png")
     assert task_of(tmp_path) == "table-classification"
+    shutil.rmtree(tmp_path / "figures")
     of_classes(tmp_path, "loss_{}.png", "acc_{}.png")
     with pytest.raises(DataError, match="in 2 ways"):
         task_of(tmp_path)
@@ -643,3 +772,32 @@ def test_two_different_rows_are_split_by_row(tmp_path: Path) -> None:
     task = infer_task(settings)[0]
     parts = task.data.split(task.data.audit(settings.data.source, settings), settings)
     assert set(parts.train["group"]) == {"treated", "control"} and 6 <= len(parts.valid) <= 10
+
+
+def test_numbers_that_are_by_chance_names_of_images_nearby_name_none(tmp_path: Path) -> None:
+    for i in range(1, 61):
+        image(tmp_path / f"shots/{i}.png")
+    ages = [f"{i + 10},{i % 7}.5,{i % 2}" for i in range(81)]  # 50 of 81 are there
+    rows(tmp_path / "own" / "ages.csv", "age,dose,y", *ages)
+    assert task_of(tmp_path / "own" / "ages.csv") == "table-classification"
+    rows(tmp_path / "own" / "shots.csv", "id,y", *(f"{i},{'ab'[i % 3 > 0]}" for i in range(1, 61)))
+    assert task_of(tmp_path / "own" / "shots.csv") == "image-classification"
+
+
+def test_an_archive_that_cannot_be_opened_stops_no_table(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK no archive")
+    rows(tmp_path / "t.csv", "doc,x,y", *(f"{i}.pdf,{i % 7},{'ab'[i % 3 > 0]}" for i in range(60)))
+    assert task_of(tmp_path / "t.csv", "data.target=y") == "table-classification"
+
+
+def test_numbers_of_images_are_read_as_those_of_tables(tmp_path: Path) -> None:
+    lines = []
+    for i in range(40):
+        image(tmp_path / f"{i}.png", i)
+        lines.append(f'{i}.png,"1,{i:03d}.50 $"')
+    rows(tmp_path / "prices.csv", "file,price", *lines)
+    settings = load_settings(f"data.source={tmp_path / 'prices.csv'}")
+    task, why = infer_task(settings)
+    assert task.name == "image-regression" and "thousands ','" in why and "'$' removed" in why
+    found = find_examples(settings.data.source, settings)
+    assert sorted(e.target for e in found)[:2] == [(1000.5,), (1001.5,)]

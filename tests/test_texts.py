@@ -15,7 +15,15 @@ import warm
 from conftest import Server, running
 
 from mlkit.bundle.registry import Registry
+from mlkit.client import Client
+from mlkit.config import load_settings
+from mlkit.inference.answers import to_json
+from mlkit.inference.batch import answers as answered
+from mlkit.inference.inputs import Inputs
 from mlkit.inference.predictor import Predictor
+from mlkit.main import pipeline
+
+JSON = {"content-type": "application/json"}
 
 TOPICS = {
     "cooking": "oven butter flour simmer garlic onion recipe pan salt dough sauce boil",
@@ -200,3 +208,87 @@ def test_exported_learner_answers_the_same_where_there_is_no_mlkit(
     assert np.abs(np.array(there["rows"]) - served).max() <= 1e-4
     assert there["label"] == ask(http, held_out[0])[0]["label"]
     assert np.abs(np.array(there["odds"]) - served[0]).max() <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    "A model of two columns of texts, with what its Learner says of rows that it never saw."
+    folder = tmp_path_factory.mktemp("joint")
+    rows = [
+        {"id": i, "title": a, "body": b if i % 9 else "", "topic": topic}
+        for i, ((a, topic), (b, _)) in enumerate(zip(texts(150, 3), texts(150, 4), strict=True))
+    ]
+    with open(folder / "posts.csv", "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    own = [f"paths.{what}={folder / what}" for what in ("cache", "models", "runs")]
+    more = "data.text=title,body", "data.target=topic", "train.epochs=2", "train.calibration=0"
+    settings = load_settings(f"data.source={folder / 'posts.csv'}", *own, *more)
+    made = pipeline(name="posts", settings=settings, promote="always")
+    asked = [{**r, "title": f" {r['title']} "} for r in rows[:12]]
+    asked[3]["body"], asked[4]["title"] = None, float("nan")
+    whole = ["\n".join(t.strip() for t in (r["title"], r["body"]) if t and t == t) for r in asked]
+    dl = made.learn.dls.test_dl(whole)
+    with made.learn.no_bar(), made.learn.no_logging():
+        odds = made.learn.get_preds(dl=dl)[0].numpy()
+    return {"bundle": made.bundle, "models": folder / "models", "rows": asked, "whole": whole} | {
+        "odds": odds
+    }
+
+
+def close(answers: list[dict], joint: dict) -> bool:
+    return bool(np.abs(odds(answers) - joint["odds"]).max() < 1e-4)
+
+
+def test_columns_that_were_joined_are_fields_of_an_instance(
+    joint: dict, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    spec = Predictor(joint["bundle"]).manifest.input
+    assert (spec.columns, spec.ignored) == (("title", "body"), ("id", "topic"))
+    rows, plain = joint["rows"], [{"text": text} for text in joint["whole"]]
+    with running(joint["models"], tmp_path_factory.mktemp("server")) as server:
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            answers = {}
+            for kind, instances in (("rows", rows), ("plain", plain)):
+                body = json.dumps({"instances": instances})
+                sent = http.post("/v1/predict", content=body, headers=JSON)
+                answers[kind] = sent.json()["predictions"]
+            told = http.get("/v1/models/posts").json()
+            tensor = {"name": "row", "shape": [len(rows)], "datatype": "BYTES"}
+            tensor["data"] = [json.dumps(row) for row in rows]
+            second = http.post("/v2/models/posts/infer", json={"inputs": [tensor]})
+            wrong = {
+                json.dumps(row): http.post("/v1/predict", json={"instances": [row]})
+                for row in ({"titel": "a"}, {"title": 5}, {"title": "", "body": None}, {"id": 1})
+            }
+        with Client(server.url) as client:
+            answers["client"] = client.predict(
+                [{k: v for k, v in r.items() if v == v} for r in rows]
+            )
+    assert all(close(found, joint) for found in answers.values())
+    assert answers["rows"][0]["notes"] == {"ignored": ["id", "topic"]}
+    assert "notes" not in answers["plain"][0]
+    probabilities = next(o for o in second.json()["outputs"] if o["name"] == "probabilities")
+    assert (
+        np.abs(np.reshape(probabilities["data"], joint["odds"].shape) - joint["odds"]).max() < 1e-4
+    )
+    assert [w.status_code for w in wrong.values()] == [422] * 4
+    said = [w.json()["detail"] for w in wrong.values()]
+    assert "'titel' is unknown; did you mean 'title'" in said[0] and "title: should be" in said[1]
+    assert "all of title, body: is empty" in said[2] and "title: is missing" in said[3]
+    assert {"title", "body", "text"} <= told["request"]["properties"].keys()
+
+
+def test_predict_reads_the_columns_of_a_table(joint: dict, tmp_path: Path) -> None:
+    known = [{k: v for k, v in r.items() if v is not None and v == v} for r in joint["rows"]]
+    with open(tmp_path / "new.csv", "w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, ["body", "title"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(known)
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(r) + "\n" for r in known))
+    predictor = Predictor(joint["bundle"])
+    for name in ("new.csv", "new.jsonl"):
+        found = Inputs([str(tmp_path / name)], predictor.manifest.input)
+        said = [to_json(one.answer) for chunk in answered(predictor, found) for one in chunk]
+        assert close(said, joint), name

@@ -80,6 +80,7 @@ def assignments(folder: Path) -> list[str]:
         "data.source": "sklearn:digits",
         "data.size": 32,
         "data.flip": "false",
+        "data.exif": "ignore",  # so that fastai opens the images
         "model.name": "digits",
         "model.arch": "test_resnet",
         "model.weights": folder / "body.pth",

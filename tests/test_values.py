@@ -37,14 +37,16 @@ def column(tmp_path: Path, cells: Sequence[str], separator: str = ",") -> pd.Dat
 
 
 def said(frame: pd.DataFrame) -> str:
-    return "; ".join(frame.attrs["notes"])
+    return "; ".join(frame.attrs["read"]["notes"])
 
 
 def asked(frame: pd.DataFrame, text: Any, name: str = "x") -> Any:
     "What a model of the table makes of a text in JSON; the text itself where it is refused."
     spec = TableInput(
         columns=[
-            Column(name=name, type=type_of(frame[name]), **frame.attrs["rules"].get(name, {}))
+            Column(
+                name=name, type=type_of(frame[name]), **frame.attrs["read"]["rules"].get(name, {})
+            )
         ],
         numbers=[Number(column=name, fill=0)] if type_of(frame[name]) == "number" else [],
     )
@@ -101,7 +103,7 @@ def test_numbers_as_people_write_them_are_read_said_and_served(
     frame = column(tmp_path, cells, separator)
     assert frame["x"].tolist() == pytest.approx(values)
     assert note in said(frame)
-    if "x" in frame.attrs["rules"]:  # from plain numbers, JSON has numbers
+    if "x" in frame.attrs["read"]["rules"]:  # from plain numbers, JSON has numbers
         assert [asked(frame, c) for c in cells] == pytest.approx(values)
     assert asked(frame, 3.5) == 3.5 and asked(frame, float("nan")) is None
 
@@ -159,7 +161,7 @@ def test_a_mark_for_nothing_is_missing_where_the_rest_are_numbers(
 ) -> None:
     frame = column(tmp_path, ["1.5", mark, "2", mark, "3.25"])
     assert frame["x"].isna().tolist() == [False, True, False, True, False]
-    if "x" in frame.attrs["rules"]:  # pandas leaves such a column as text
+    if "x" in frame.attrs["read"]["rules"]:  # pandas leaves such a column as text
         assert f"missing: {mark!r} (2)" in said(frame)
         assert asked(frame, mark) is None and asked(frame, "1.5") == 1.5
     dates = column(tmp_path, ["2004-03-01", mark, "2004-03-02"])
@@ -236,6 +238,12 @@ DATES = {
     "with a time": (["9/30/1990 0:00:00", "10/1/1990 0:00:00"], "1990-09-30", "month first"),
     "am and pm": (["9/30/1990 1:05 PM", "10/1/1990 1:05 AM"], "1990-09-30T13:05", "month first"),
     "short years": (["8/6/20 18:57", "8/26/20 18:57"], "2020-08-06T18:57", "month first"),
+    "Chinese": (["2018年6月22日", "2018年7月4日"], "2018-06-22", "read as dates"),
+    "a form": (["2018/6/22 1:05:00 PM GMT+2", "2018/7/4 1:05:00 AM GMT+2"], "2018-06-22T11:05", ""),
+    "a named zone": (["22 Jun 2018 09:30 EST", "4 Jul 2018 09:30 EST"], "2018-06-22T14:30", ""),
+    "o'clock": (["22.6.2018 13:05 Uhr", "24.6.2018 1:05 Uhr"], "2018-06-22T13:05", "day first"),
+    "weeks": (["2018-W25", "2018-W27"], "2018-06-18", "read as dates"),
+    "without marks": (["20180622T130500Z", "20180704T010500Z"], "2018-06-22T13:05", ""),
     "quarters": (["1998 Q1", "1998 Q2"], "1998-01-01", "read as dates"),
     "quarters first": (["Q3/2019", "Q4/2019"], "2019-07-01", "read as dates"),
     "months": (["1998-03", "1998-04"], "1998-03-01", ""),
@@ -268,10 +276,51 @@ def test_dates_as_people_write_them_are_read_said_and_served(
 
 def test_an_order_that_nothing_tells_is_said_with_the_choice(tmp_path: Path) -> None:
     frame = column(tmp_path, ["1/2/2004", "3/4/2004"])
-    assert frame["x"].dt.month.tolist() == [1, 3] and "no day beyond 12" in said(frame)
+    assert frame["x"].dt.month.tolist() == [1, 3] and "--set data.dates=day-first" in said(frame)
     text = "day;seen;x\n" + "".join(f"0{i}/03/2004;{20 + i}/03/2004;1,5\n" for i in range(1, 9))
     frame = table(tmp_path, text)
     assert frame["day"].dt.month.eq(3).all() and "day first" in said(frame)
+
+
+@pytest.mark.parametrize(
+    ("dates", "cells", "months"),
+    [
+        ("day-first", ["1/2/2004", "3/4/2004"], [2, 4]),
+        ("month-first", ["1.2.2004", "3.4.2004"], [1, 3]),
+        ("month-first", ["1/2/2004", "30/4/2004"], [2, 4]),  # 30 is no month, whoever says so
+        ("day-first", ["2004-01-02", "2004-03-04"], [1, 3]),
+        ("day-first", ["Jan 2, 2004", "Mar 4, 2004"], [1, 3]),
+    ],
+)
+def test_data_dates_decides_what_the_cells_leave_open(
+    tmp_path: Path, dates: str, cells: list[str], months: list[int]
+) -> None:
+    source = tmp_path / "t.csv"
+    source.write_text("n;x\n" + "".join(f"{i};{c}\n" for i, c in enumerate(cells)))
+    frame = read_table(str(source), load_settings(f"data.dates={dates}"))
+    assert frame["x"].dt.month.tolist() == months and "no day beyond" not in said(frame)
+    assert pd.Timestamp(asked(frame, cells[0])).month == months[0]
+    given = read_table(pd.DataFrame({"n": [0, 1], "x": cells}), load_settings(dates=dates))
+    assert given["x"].tolist() == frame["x"].tolist()
+
+
+def test_days_of_eight_digits_are_dates_as_text_and_as_numbers(tmp_path: Path) -> None:
+    cells = ["20240131", "20231224", "20200229", "00000000"]
+    numbers = [20240131, 20231224, 20200229, 0]
+    for frame in (
+        column(tmp_path, cells),
+        column(tmp_path, ["20240131.0", "20231224.0", "20200229.0", ""]),
+        read_table(pd.DataFrame({"n": range(4), "x": numbers}), load_settings()),
+        read_table(pd.DataFrame({"n": range(4), "x": [*numbers[:3], None]}), load_settings()),
+    ):
+        assert frame["x"].tolist()[:3] == [pd.Timestamp(c) for c in cells[:3]]
+        assert frame["x"].isna().tolist() == [False] * 3 + [True]
+        assert "'20240131" in said(frame) and "is 2024-01-31" in said(frame)
+        for value in ("20240131", 20240131, 20240131.0, "20240131.0"):
+            assert asked(frame, value) == "2024-01-31T00:00:00"
+        assert asked(frame, "00000000") is None and asked(frame, 20241332) == "refused"
+    for others in (["20240131", "20240132"], ["30240131", "30240130"], ["20240131"] * 3):
+        assert type_of(column(tmp_path, others)["x"]) == "number"
 
 
 @pytest.mark.parametrize("date", ["9999-12-31", "0001-01-01", "31/12/9999"])
@@ -429,3 +478,111 @@ def test_rows_of_a_frame_are_answered_as_the_learner_does(name: str, tmp_path: P
         assert np.abs(ours / theirs - 1).max() < 1e-4
     notes = [note for _, note in predictor.rows(rows)]
     assert all(target in note["ignored"] for note in notes)
+
+
+# ---------------------------------------------------------------- exports of strangers
+
+FEW = range(1, 21)
+EXPORTS = {
+    "merged heads": (
+        "Size,,,Result\n,,,\nlength [mm],width [mm],sort,good\n"
+        + "".join(f"{i}.5,{i},a,yes\n" for i in FEW),
+        ["length [mm]", "width [mm]", "sort", "good"],
+        "'Size   Result'",
+    ),
+    "heads in two levels": (
+        "2019,2019,2020\nm,w,m\n" + "".join(f"{i}.5,{i},{i}\n" for i in FEW),
+        ["m", "w", "m.1"],
+        "'2019 2019 2020'",
+    ),
+    "units below the head": (
+        "time,temp,state\ns,°C,-\n" + "".join(f"{i}.5,{i},on\n" for i in FEW),
+        ["time", "temp", "state"],
+        "a second line of the head is left out: s, °C, -",
+    ),
+    "a total": (
+        "region,units,price\n" + "".join(f"N,{i},{i}.5\n" for i in FEW) + "Grand total,210,220\n",
+        ["region", "units", "price"],
+        "are left out: 'Grand total'",
+    ),
+    "a total among numbers": (
+        "Nr;Menge;Preis\n" + "".join(f"{i};{i};{i},5\n" for i in FEW) + "Summe;210;220\n",
+        ["Nr", "Menge", "Preis"],
+        "are left out: 'Summe'",
+    ),
+    "a foot": (
+        "region,units,price\n"
+        + "".join(f"N,{i},{i}.5\n" for i in FEW)
+        + "Average,10,10\nSource: ERP,,\n",
+        ["region", "units", "price"],
+        "are left out: 'Average', 'Source: ERP'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EXPORTS)
+def test_lines_that_are_no_rows_are_left_out_and_said(tmp_path: Path, what: str) -> None:
+    text, names, note = EXPORTS[what]
+    frame = table(tmp_path, text)
+    assert (list(frame.columns), len(frame)) == (names, len(FEW)) and note in said(frame)
+    assert sum(type_of(frame[c]) == "number" for c in frame) >= 2
+
+
+def test_rows_that_only_look_like_such_lines_are_kept(tmp_path: Path) -> None:
+    body = "".join(f"{i},{i}.5,sum\n" for i in FEW)
+    assert len(table(tmp_path, "a,b,c\n" + body)) == 20  # its last word is in every row
+    assert len(table(tmp_path, "a,b,c\n?,?,sum\n" + body)) == 21
+    assert len(table(tmp_path, "a,b,c\nx,1.5,sum\n" + body)) == 21
+    towns = "town,x,y\n" + "".join(f"Ulm,{i},{i}.5\n" for i in FEW) + "Total Peak,3,4\n"
+    assert len(table(tmp_path, towns)) == 21
+
+
+@pytest.mark.parametrize(
+    "mark", ["k.A.", "keine Angabe", "Unknown", "non renseigné", "н/д", "不明"]
+)
+def test_words_for_nothing_in_other_languages(tmp_path: Path, mark: str) -> None:
+    frame = column(tmp_path, [*map(str, FEW), mark, mark, mark])
+    assert type_of(frame["x"]) == "number" and frame["x"].isna().sum() == 3
+    assert f"missing: {mark!r} (3)" in said(frame) and asked(frame, mark) is None
+
+
+def test_what_is_half_numbers_is_told(tmp_path: Path) -> None:
+    frame = column(tmp_path, [*map(str, FEW), *["<5"] * 5])
+    assert type_of(
+        frame["x"]
+    ) == "text" and "20 of 25 cells are numbers; these are not: '<5' (5)" in said(frame)
+
+
+def test_codes_are_no_numbers_and_no_units(tmp_path: Path) -> None:
+    phones = [f"+49 301 {100 + i} {200 + i}" for i in FEW]
+    places = [f"48.{700 + i}, 11.{100 + i}" for i in FEW]
+    for cells in (phones, [p.replace(" ", "") for p in phones], places):
+        frame = column(tmp_path, cells)
+        assert type_of(frame["x"]) == "text" and "units" not in said(frame)
+    frame = table(tmp_path, "code,x\n" + "".join(f'="{i:05d}",{i}\n' for i in FEW))
+    assert frame["code"].tolist()[:2] == ["00001", "00002"]
+
+
+@pytest.mark.parametrize("price", ["kr 4.198,-", "4.198,-- €", "€ 4.198,—"])
+def test_a_price_without_cents_is_not_below_nothing(tmp_path: Path, price: str) -> None:
+    frame = column(tmp_path, [price, price.replace("4.198", "950")], ";")
+    assert frame["x"].tolist() == [4198, 950] and asked(frame, price) == 4198
+    assert column(tmp_path, ["4.198,50-", "950,00"], ";")["x"].tolist() == [-4198.5, 950]
+
+
+def test_words_that_look_like_one_and_marks_for_nothing_in_a_target_are_told() -> None:
+    frame = pd.DataFrame({"sex": ["male", "Male", "f"] * 20, "y": ["yes", "?", "no"] * 20})
+    told = "; ".join(audit(frame, load_settings(target="y", keep="sex")).notes)
+    assert (
+        "sex: words that differ only in capitals or blanks are kept apart: 'Male' = 'male'" in told
+    )
+    assert "y: '?' is learned as a class" in told and "y: words" not in told
+
+
+def test_a_target_in_several_currencies_is_refused_with_its_reason() -> None:
+    prices = [f"{('USD', 'EUR')[i % 2]} {i % 20}.50" for i in range(60)]
+    found = audit(
+        pd.DataFrame({"price": prices, "x": range(60), "z": [1, 2] * 30}), load_settings()
+    )
+    with pytest.raises(DataError, match="price: numbers in several units: 'EUR' .30., 'USD' .30."):
+        split(found, load_settings())

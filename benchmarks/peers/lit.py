@@ -1,4 +1,4 @@
-"""LitServe as its documentation recommends for throughput: tensors decoded apart, batches of 8. Usage: lit.py LEARNER PORT"""
+"""LitServe as its documentation recommends for throughput: tensors decoded apart, batches of 8. Usage: lit.py LEARNER PORT WORKERS"""
 
 import sys
 import warnings
@@ -38,5 +38,5 @@ class Photographs(ls.LitAPI):
 
 if __name__ == "__main__":
     api = Photographs(max_batch_size=8, batch_timeout=0.005)
-    server = ls.LitServer(api, accelerator="cpu", timeout=60)
+    server = ls.LitServer(api, accelerator="cpu", timeout=60, workers_per_device=int(sys.argv[3]))
     server.run(port=int(sys.argv[2]), log_level="error", generate_client_file=False)

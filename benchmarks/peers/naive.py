@@ -1,4 +1,4 @@
-"""What most people write first: FastAPI around `learn.predict`. Usage: naive.py LEARNER PORT"""
+"""What most people write first: FastAPI around `learn.predict`. Usage: naive.py LEARNER PORT WORKERS"""
 
 import sys
 import warnings
@@ -22,4 +22,5 @@ async def predict(file: UploadFile) -> dict:
     }
 
 
-uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+if __name__ == "__main__":
+    uvicorn.run("naive:app", port=int(sys.argv[2]), log_level="warning", workers=int(sys.argv[3]))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
@@ -29,6 +29,8 @@ from mlkit.api.openapi import (
     _answer_described,
     _info,
     _inlined,
+    _listed,
+    _of_one,
     _problems,
     _reader,
     _request_body,
@@ -36,8 +38,18 @@ from mlkit.api.openapi import (
 )
 from .page import POLICY, page
 from .service import Service, _answer, _aside, _predict
-from ..config import Settings
+from ..config import Settings, nearest
 from ..inference.predictor import READERS
+
+# %% ../../nbs/api/11_app.ipynb #d13eefa2
+def _known_parameters(request: Request) -> None:
+    "Raise 422 for a parameter of the query that the route does not have."
+    if not request.url.path.startswith(("/v1/", "/v2/")):
+        return
+    known = sorted(p.alias for p in request.scope["route"].dependant.query_params)
+    if unknown := [name for name in request.query_params if name not in known]:
+        name = unknown[0][:80]
+        raise HTTPException(422, f"the parameter {name!r} is unknown; {nearest(name, known)}")
 
 # %% ../../nbs/api/11_app.ipynb #d13eefc2
 def create_app(
@@ -67,6 +79,7 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(_known_parameters)],
     )
     app.state.service = service
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -118,8 +131,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["models"], responses=_problems())
     def models() -> ModelList:
         "What is served."
-        slots = list(service.host.slots.values())
-        return ModelList(models=[_info(service, slot) for slot in slots])
+        return _listed(service)
 
     @app.get("/v1/models/{name}", tags=["models"], responses=_problems(404))
     def model(name: str) -> ModelInfo:
@@ -129,6 +141,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
 # %% ../../nbs/api/11_app.ipynb #91fe6716
 def _add_predict(app: FastAPI, service: Service) -> None:
     TopK = Annotated[int | None, Query(ge=1, le=10_000, description="only the k likeliest labels")]
+    Strict = Annotated[bool, Query(description="one bad input refuses all")]
+    From = Annotated[
+        float | None,
+        Query(ge=0, le=1, description="labels are given from this probability on, of several"),
+    ]
     default, limit = service.host.default, service.api.max_inputs
     version = service.host.registry.resolve(default.ref)
 
@@ -140,14 +157,22 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     }
 
     @app.post("/v1/models/{name}/predict", **described)
-    async def predict(request: Request, name: str, top_k: TopK = None) -> Response:
-        "Predict with one of the models. `name` is a name or name@version."
-        return await _predict(service, request, name, top_k)
+    async def predict(
+        request: Request,
+        name: str,
+        top_k: TopK = None,
+        strict: Strict = False,
+        threshold: From = None,
+    ) -> Response:
+        "Predict with one of the models. `name` is a name or name@version. In place of a bad input's prediction stands its error."
+        return await _predict(service, request, name, top_k, strict, threshold)
 
     @app.post("/v1/predict", **described)
-    async def predict_default(request: Request, top_k: TopK = None) -> Response:
-        "Predict with the default model."
-        return await _predict(service, request, None, top_k)
+    async def predict_default(
+        request: Request, top_k: TopK = None, strict: Strict = False, threshold: From = None
+    ) -> Response:
+        "Predict with the default model. In place of a bad input's prediction stands its error."
+        return await _predict(service, request, None, top_k, strict, threshold)
 
 # %% ../../nbs/api/11_app.ipynb #199b271c
 def _add_v2(app: FastAPI, service: Service) -> None:
@@ -178,8 +203,9 @@ def _add_v2(app: FastAPI, service: Service) -> None:
     def model(name: str, version: str | None = None) -> dict[str, Any]:
         "One model: its inputs and outputs."
         slot = slot_of(name, version)
-        one = _version(service, slot)
-        manifest = slot.served.manifest if slot.served else one.manifest
+        with _of_one(slot):
+            one = _version(service, slot)
+            manifest = slot.served.manifest if slot.served else one.manifest
         return v2.metadata(
             one.name, [str(one.version)], manifest, READERS[manifest.input.kind].name
         )
@@ -201,7 +227,9 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         v2.InferRequest(**asked), version.name, version.version, [answers.example(version.manifest)]
     )[0]
     described_body = _inlined(v2.InferRequest.model_json_schema())
-    described_body["properties"]["inputs"]["items"]["properties"]["name"] = {"const": reader.name}
+    described_body["properties"]["inputs"]["items"]["properties"]["name"] = {
+        "enum": [*reader.tensors]
+    }
     schema = {"schema": described_body, "example": asked}
     body = {"required": True, "content": {"application/json": schema}}
     described = {
@@ -227,7 +255,7 @@ def _add_v2(app: FastAPI, service: Service) -> None:
             return read, False
 
         own = name if version is None else f"{name}@{version}"
-        served, done = await service.ask(request, own, look)
+        served, done = await service.ask(request, own, look, strict=True)
         own = served.version
 
         def respond() -> tuple[bytes, int | None]:

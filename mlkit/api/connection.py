@@ -94,13 +94,16 @@ class _Protocol(HttpToolsProtocol):
         try:
             self._parse(memoryview(data))
         except httptools.HttpParserError:
-            return self.send_400_response("Invalid HTTP request received.")
+            return self.refuse("Invalid HTTP request received.")
         if self.head <= _HEAD or self.transport.is_closing():
             return
         if self.idle:
             self.send_400_response("The headers are too large.")
         else:
             self.transport.close()
+
+    def refuse(self, said: str) -> None:
+        self.send_400_response(said)
 
     def _parse(self, data: memoryview) -> None:
         while len(data):
@@ -136,10 +139,53 @@ class _Protocol(HttpToolsProtocol):
         if self.on_lost:
             self.on_lost()
 
+# %% ../../nbs/api/12_connection.ipynb #0d4c8a32
+_WAITING = 8  # requests that wait for their turn, before no more are taken apart
+_PIECE = 1 << 12  # bytes that are taken apart at a time
+
+
+class _Pipeline(_Protocol):
+    rest, unreadable = b"", ""  # bytes not yet taken apart; how what follows was refused
+
+    def data_received(self, data: bytes) -> None:
+        if self.rest or self.unreadable:  # it came before the pause was heard of
+            self.rest += data
+        else:
+            self._take(memoryview(data))
+
+    def _take(self, data: memoryview) -> None:
+        while len(data) and not self.unreadable and not self.transport.is_closing():
+            if len(self.pipeline) >= _WAITING:
+                self.rest = bytes(data)
+                return self.flow.pause_reading()
+            super().data_received(data[:_PIECE])
+            data = data[_PIECE:]
+
+    def refuse(self, said: str) -> None:
+        own = not self.idle and self.cycle.more_body  # it is the body of the newest that is broken
+        if self.idle or (own and not self.pipeline):
+            return super().refuse(said)
+        if own:
+            self.pipeline.popleft()
+        self.unreadable = said
+        self.flow.pause_reading()
+
+    def on_response_complete(self) -> None:
+        last = not self.pipeline
+        super().on_response_complete()
+        if self.unreadable and last and not self.transport.is_closing():
+            super().refuse(self.unreadable)
+        elif self.unreadable:
+            self.flow.pause_reading()
+        elif self.rest:
+            rest, self.rest = self.rest, b""
+            self._take(memoryview(rest))
+
 # %% ../../nbs/api/12_connection.ipynb #f2c62c58
 class _Server(uvicorn.Server):
     def __init__(self, app: RequestMiddleware, settings: Settings, announce: Callable[[], None]):
-        protocol = type("Protocol", (_Protocol,), {"header_seconds": settings.api.header_seconds})
+        seconds = {"header_seconds": settings.api.header_seconds}
+        protocol = type("Protocol", (_Pipeline,), seconds)
         super().__init__(
             uvicorn.Config(
                 app,

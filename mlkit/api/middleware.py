@@ -123,7 +123,9 @@ class RequestMiddleware:
     async def __call__(self, scope: _Message, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, headers = time.perf_counter(), dict(scope["headers"])
+        began, headers, method = time.perf_counter(), dict(scope["headers"]), scope["method"]
+        if method == "HEAD":  # as GET; the server sends no body of it
+            scope = {**scope, "method": "GET"}
         sent = headers.get(b"x-request-id", b"").decode("latin-1")
         id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
@@ -141,13 +143,16 @@ class RequestMiddleware:
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self.service.metrics.in_flight.dec()
-            self._note(scope, exchange, time.perf_counter() - began)
+            self._note(scope, exchange, method, time.perf_counter() - began)
 
     async def _enter(self, scope: _Message, receive: Callable, send: Callable) -> None:
         headers = dict(scope["headers"])
         refusal = self.service.gate.refusal(scope["path"], headers, scope["http_version"])
         if sum(name == b"host" for name, _ in scope["headers"]) > 1:
             refusal = 400, "the request names several hosts", {}
+        if b"%2f" in scope.get("raw_path", b"").lower():  # a slash that a proxy's rules do not see
+            said = "no name here holds a slash, which %2F stands for; what there is: /v1/models"
+            refusal = 404, said, {}
         if refusal:
             status, said, extra = refusal
             return await _problem(scope, status, said, **extra)(scope, receive, send)
@@ -158,19 +163,19 @@ class RequestMiddleware:
         scope["state"]["route"] = "/v1/models/{name}/predict" if match[1] else "/v1/predict"
         request = Request(scope, receive)
         try:
-            response = await _predict(self.service, request, match[1], None)
+            response = await _predict(self.service, request, match[1])
         except tuple(_HANDLERS) as e:
             handler = next(h for kind, h in _HANDLERS.items() if isinstance(e, kind))
             response = await handler(request, e)
         await response(scope, receive, send)
 
-    def _note(self, scope: _Message, exchange: _ResponseGuard, seconds: float) -> None:
+    def _note(self, scope: _Message, exchange: _ResponseGuard, method: str, seconds: float) -> None:
         state, metrics, status = scope["state"], self.service.metrics, exchange.status
         route = state.get("route") or getattr(scope.get("route"), "path", "")
         metrics.count(route, status, state.get("model") or "", seconds)
         if status >= 400:
             metrics.rejected.labels(state.get("reason") or HTTPStatus(status).phrase.lower()).inc()
-        line = {"id": exchange.id, "method": scope["method"], "path": scope["path"][:200]}
+        line = {"id": exchange.id, "method": method, "path": scope["path"][:200]}
         line |= {"model": state.get("model"), "version": state.get("version")}
         line |= {"status": status, "ms": round(1e3 * seconds, 1)}
         if done := state.get("done"):

@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .trial import TrialError, try_out
+from ..bundle.graph import GraphError
 from ..bundle.manifest import BundleError, Manifest, verify_bundle
 from ..bundle.registry import Registry, RegistryError, Version
 from ..config import MlkitError, Settings, nearest
@@ -108,6 +110,14 @@ class ModelLoader(Protocol):
         "Return the version, ready to be asked; raise `MlkitError`."
         ...
 
+    def try_out(
+        self,
+        version: Version,
+        meanwhile: Callable[[], None],  # to be called now and then while it takes long; may raise
+    ) -> None:
+        "Open the version where it can harm nobody; raise `MlkitError`."
+        ...
+
     def fits(
         self,
         version: Version,
@@ -125,6 +135,13 @@ class LocalLoader:
         settings: Settings,
     ):
         self.api = settings.api
+        names = ("max_megapixels", "precision", "engine", "calibrated")
+        self.options = {name: getattr(self.api, name) for name in names}
+
+    def try_out(self, version: Version, meanwhile: Callable[[], None] = lambda: None) -> None:
+        "Open and ask the version in a process of its own; raise `MlkitError`."
+        bounds = {"seconds": self.api.load_seconds, "memory_mb": self.api.memory_mb + 1024}
+        try_out(version.path, self.options, **bounds, meanwhile=meanwhile)
 
     def hold(
         self,
@@ -134,13 +151,8 @@ class LocalLoader:
         meanwhile: Callable[[], None] = lambda: None,
     ) -> LoadedModel:
         "Return the version, opened; raise `MlkitError`."
-        predictor = Predictor(
-            version.path,
-            max_megapixels=self.api.max_megapixels,
-            precision=self.api.precision,
-            engine=like.predictor.probe if like else self.api.engine,
-            calibrated=self.api.calibrated,
-        )
+        engine = like.predictor.probe if like else self.api.engine
+        predictor = Predictor(version.path, **self.options | {"engine": engine})
         batcher = Batcher(
             predictor.reader.read,
             predictor.forward,
@@ -177,12 +189,12 @@ class ModelHost:
             Callable[[str, Route], None]
         ] = []  # told ("refused" | "swapped", slot)
         self.draining = False
-        for ref in models or _in_production(self.registry):
+        for ref in models:
             version = self.registry.resolve(ref)
-            own = "@" in ref and not ref.endswith("@production")
-            self.slots[version.ref if own else version.name] = Route(
-                version.ref if own else version.name
-            )
+            own = version.ref if "@" in ref and not ref.endswith("@production") else version.name
+            self.slots[own] = Route(own)
+        for name in () if models else _in_production(self.registry):
+            self.slots[name] = Route(name)
         if not self.slots:
             remedy = "`mlkit models list` shows what there is, `mlkit models promote` chooses"
             raise ServeError(f"no model in {self.registry.root} is in production; {remedy}")
@@ -191,6 +203,7 @@ class ModelHost:
 
     def start(self) -> None:
         "Load what fits into the memory, and watch the registry from then on; raise `MlkitError`."
+        threading.Thread(target=self.keeper.pulse, name="mlkit-pulse", daemon=True).start()
         try:
             self.keeper.load_all()
         except MlkitError as e:
@@ -265,35 +278,41 @@ class ModelHost:
 
 
 def _in_production(registry: Registry) -> list[str]:
-    return [v.name for v in registry.list() if v.production]
+    "Return the models that have a production version, and those of which nobody can tell."
+    return list(dict.fromkeys(v.name for v in registry.list() if v.production or v.trouble))
 
 # %% ../../nbs/api/05_model_host.ipynb #be74905c
 class _Watcher:
     def __init__(self, host: ModelHost, grows: bool):
         self.host, self.api, self.holder, self.grows = host, host.api, host.holder, grows
-        self.wake, self.ended = threading.Event(), False
+        self.wake, self.ended, self.unlisted = threading.Event(), False, ""
 
     def load_all(self) -> None:
         for slot in self.host.slots.values():
-            version = self.host.registry.resolve(slot.ref)
-            if slot is self.host.default or self.fits(version):
-                try:
-                    slot.served = self.holder.hold(version, None, self.pulse)
-                except NoRoom as e:
-                    if slot is self.host.default:
-                        raise
-                    _LOG.warning("%s", e)  # there may be when somebody asks for it
-                    continue
-                try:
-                    self.check_golden(slot.served)
-                except BundleError:  # other answers than at export: never to be given
+            try:
+                self.load(slot)
+            except Exception as e:  # of one model: the others are served
+                if slot is self.host.default:
                     raise
-                except Exception:  # the server starts all the same, and says that it is not ready
-                    slot.served.reason = "failed its last forward pass"
-                    _LOG.exception("%s %s", version.ref, slot.served.reason)
+                slot.served = None
+                self.refuse(slot, None, e)
+
+    def load(self, slot: Route) -> None:
+        version = self.host.registry.resolve(slot.ref)
+        if slot is not self.host.default and not self.fits(version):
+            return  # there may be room when somebody asks for it
+        slot.served = self.holder.hold(version, None, self.go_on)
+        try:
+            self.check_golden(slot.served)
+        except BundleError:  # other answers than at export: never to be given
+            raise
+        except Exception:  # the server starts all the same, and says that it is not ready
+            slot.served.reason = "failed its last forward pass"
+            _LOG.exception("%s %s", version.ref, slot.served.reason)
 
     def run(self) -> None:
         while not self.ended:
+            self.wake.clear()
             for slot in list(self.host.slots.values()):
                 try:
                     self.attend(slot)
@@ -302,7 +321,6 @@ class _Watcher:
             if self.grows:
                 self.look_for_new()
             self.wake.wait(self.api.watch_seconds)
-            self.wake.clear()
 
     def attend(self, slot: Route) -> None:
         if (served := slot.served) is None:
@@ -312,7 +330,6 @@ class _Watcher:
                 finally:
                     slot.wanted = False
             return
-        served.pulse()
         slot.replaced = [t for t in slot.replaced if time.monotonic() - t < _LATELY]
         if served.batcher.stuck() > self.api.predict_seconds and len(slot.replaced) < 3:
             slot.replaced.append(time.monotonic())
@@ -328,8 +345,10 @@ class _Watcher:
         old, new = slot.served, None
         try:
             verify_bundle(version.path)  # nobody gives way to what is damaged
+            if not old or old.version.ref != version.ref:
+                self.holder.try_out(version, self.go_on)
             self.make_room(slot, version)
-            new = self.holder.hold(version, old, self.pulse)
+            new = self.holder.hold(version, old, self.go_on)
             self.check_golden(new)
         except Exception as e:
             if new:
@@ -342,12 +361,19 @@ class _Watcher:
         for tell in self.host.observers:
             tell("swapped", slot)
 
-    def pulse(self) -> None:
-        if self.host.draining:
+    def go_on(self) -> None:
+        if self.host.draining or self.ended:
             raise ServeError("the server is ending")
-        for slot in self.host.loaded():
-            if served := slot.served:
-                served.pulse()
+
+    def pulse(self) -> None:
+        while not self.ended:  # in a thread of its own: a load may take long
+            for slot in self.host.loaded():
+                try:
+                    if served := slot.served:
+                        served.pulse()
+                except Exception:  # it was taken out a moment ago
+                    _LOG.debug("%s was not asked", slot.ref, exc_info=True)
+            time.sleep(min(1.0, self.api.watch_seconds))
 
     def check_golden(self, served: LoadedModel) -> None:
         served.predictor.check_golden()
@@ -382,17 +408,23 @@ class _Watcher:
         try:
             for name in _in_production(self.host.registry):
                 self.host.slots.setdefault(name, Route(name))
-        except (MlkitError, OSError) as e:
-            _LOG.warning("the registry cannot be listed: %s", e)
+        except Exception as e:
+            if str(e) != self.unlisted:  # said once, not every second
+                _LOG.warning("the registry cannot be listed: %s", e)
+            self.unlisted = str(e)
+        else:
+            self.unlisted = ""
 
 
 def _publicly(error: Exception) -> str:  # callers may read it: no paths, and nothing of a library's
+    if isinstance(error, BundleError) and isinstance(error.__cause__, GraphError):
+        return str(error.__cause__)
     if isinstance(error, BundleError) and isinstance(error.__cause__, EngineError):
         return "no engine here can load its graph"
     if isinstance(error, BundleError):
         wrong = ", ".join(error.files) or "its bundle"
-        return f"{wrong}: missing, altered, or not answered as at export"
-    if isinstance(error, NoRoom):
+        return f"{wrong}: missing, altered, not to be run, or not answered as at export"
+    if isinstance(error, NoRoom | TrialError):
         return str(error)
     if isinstance(error, RegistryError):
         return "the registry does not say which version is in production"

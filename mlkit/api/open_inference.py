@@ -8,6 +8,7 @@ __all__ = ['LENGTH', 'Tensor', 'Wanted', 'InferRequest', 'header_length', 'parse
 # %% ../../nbs/api/07_open_inference.ipynb #44139e69
 import json
 import struct
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from starlette.requests import Request
 
 from .body import Inputs, complaint, has_more_commas, parsed, too_many, unencoded
 from ..bundle.manifest import InputError, Manifest
+from ..config import listed
 from ..inference.reader import Reader
 
 # %% ../../nbs/api/07_open_inference.ipynb #82df5cbf
@@ -102,21 +104,36 @@ def parse(
 
 def _inputs(asked: InferRequest, rest: bytes, limit: int, reader: Reader) -> Inputs:
     tensor, count = asked.inputs[0], asked.inputs[0].shape[0]
-    if tensor.name != reader.name:
-        raise HTTPException(422, f"inputs.0.name is {tensor.name[:80]!r}; taken is {reader.name!r}")
+    if tensor.name not in reader.tensors:
+        taken = " or ".join(map(repr, reader.tensors))
+        raise HTTPException(422, f"inputs.0.name is {tensor.name[:80]!r}; taken is {taken}")
+    from_text, from_file = reader.tensors[tensor.name]
     if tensor.shape[1:] not in ([], [1]):
         raise HTTPException(422, f"inputs.0.shape is {tensor.shape}; taken is [n] or [n, 1]")
     if count > limit:
         raise too_many(limit)
     if tensor.data is None:
         files = _elements(rest, tensor.parameters.get("binary_data_size"), count)
-        elements = [reader.from_file(data) for data in files]
+        elements = [from_file(data) for data in files]
     else:
-        elements = [reader.from_text(text, f"inputs.0.{i}") for i, text in enumerate(tensor.data)]
+        elements = _texts(tensor.data, from_text)
     if len(elements) != count:
         said = f"inputs.0: the shape says {count} elements, and there are {len(elements)}"
         raise HTTPException(422, said)
     return [(f"inputs.0.{i}", data) for i, data in enumerate(elements)]
+
+
+def _texts(texts: list[str], from_text: Callable[[str, str], Any]) -> list[Any]:
+    "Return the inputs; raise `InputError` naming each that is bad."
+    found, wrong = [], []
+    for i, text in enumerate(texts):
+        try:
+            found.append(from_text(text, f"inputs.0.{i}"))
+        except InputError as e:
+            wrong.append(e)
+    if wrong:
+        raise InputError(listed(wrong, sep="; "), kind=wrong[0].kind)
+    return found
 
 
 def _elements(rest: bytes, size: Any, most: int) -> list[bytes]:

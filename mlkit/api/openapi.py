@@ -6,6 +6,8 @@
 __all__ = ['ModelInfo', 'ModelList']
 
 # %% ../../nbs/api/10_openapi.ipynb #6baf07aa
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -14,10 +16,11 @@ from pydantic import BaseModel, Field
 import mlkit.inference.answers as answers
 from .body import Instances
 from .errors import Problem
-from .model_host import Route
+from .model_host import NotLoaded, Route, _publicly
 from .service import Answer, Service
 from ..bundle.manifest import read_file
 from ..bundle.registry import Version
+from ..config import MlkitError
 from ..inference.predictor import READERS
 from ..inference.reader import Reader
 
@@ -52,6 +55,9 @@ class ModelList(BaseModel):
     "Every served model."
 
     models: list[ModelInfo]
+    troubles: dict[str, str] = Field(
+        {}, description="by name: why the registry's choice is not served, or nothing can be told"
+    )
 
 # %% ../../nbs/api/10_openapi.ipynb #363994ce
 def _request_body(limit: int, reader: Reader) -> dict[str, Any]:
@@ -94,9 +100,25 @@ def _inlined(schema: Any, parts: dict[str, Any] | None = None) -> Any:
     return {k: _inlined(v, parts) for k, v in schema.items() if k != "$defs"}
 
 
+_WRONG = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["type", "title", "detail"],
+            "properties": {name: {"type": "string"} for name in ("type", "title", "detail")},
+        }
+    },
+    "description": "in place of a prediction, for an input that cannot be answered",
+}
+
+
 def _answer_described(version: Version) -> dict[str, Any]:
     schema = Answer.model_json_schema()
-    schema["properties"]["predictions"]["items"] = answers.schema(version.manifest)
+    schema["properties"]["predictions"]["items"] = {
+        "anyOf": [answers.schema(version.manifest), _WRONG]
+    }
     example = {"model": version.name, "version": version.version}
     example["predictions"] = [answers.example(version.manifest)]
     return {"application/json": {"schema": schema, "example": example}}
@@ -119,25 +141,46 @@ def _version(service: Service, slot: Route) -> Version:
     return slot.served.version if slot.served else service.host.registry.resolve(slot.ref)
 
 
+@contextmanager
+def _of_one(slot: Route) -> Iterator[None]:
+    "Raise `NotLoaded`, in words for callers, where something is wrong with the model."
+    try:
+        yield
+    except MlkitError as e:
+        raise NotLoaded(slot.trouble or f"{slot.ref} is in trouble: {_publicly(e)}") from e
+
+
 def _info(service: Service, slot: Route) -> ModelInfo:
-    served, version = slot.served, _version(service, slot)
-    manifest = served.manifest if served else version.manifest
-    probe = served and served.predictor.probe
-    return ModelInfo(
-        name=version.name,
-        version=version.version,
-        default=slot is service.host.default,
-        loaded=served is not None,
-        vocab=list(manifest.vocab),
-        input=manifest.input.model_dump(),
-        output=manifest.output.model_dump(),
-        request=(served.predictor.reader if served else _reader(version)).schema(),
-        prediction=answers.schema(manifest),
-        parity=manifest.parity.model_dump(),
-        precision=served and served.predictor.precision,
-        int8=manifest.int8 and manifest.int8.model_dump(),
-        temperature=manifest.temperature if service.host.api.calibrated else None,
-        engine=probe and dict(vars(probe)),
-        lineage={k: manifest.lineage[k] for k in _LINEAGE if k in manifest.lineage},
-        **manifest.model_dump(include={"task", "arch", "created", "metrics"}),
-    )
+    with _of_one(slot):
+        served, version = slot.served, _version(service, slot)
+        manifest = served.manifest if served else version.manifest
+        probe = served and served.predictor.probe
+        return ModelInfo(
+            name=version.name,
+            version=version.version,
+            default=slot is service.host.default,
+            loaded=served is not None,
+            vocab=list(manifest.vocab),
+            input=manifest.input.model_dump(),
+            output=manifest.output.model_dump(),
+            request=(served.predictor.reader if served else _reader(version)).schema(),
+            prediction=answers.schema(manifest),
+            parity=manifest.parity.model_dump(),
+            precision=served and served.predictor.precision,
+            int8=manifest.int8 and manifest.int8.model_dump(),
+            temperature=manifest.temperature if service.host.api.calibrated else None,
+            engine=probe and dict(vars(probe)),
+            lineage={k: manifest.lineage[k] for k in _LINEAGE if k in manifest.lineage},
+            **manifest.model_dump(include={"task", "arch", "created", "metrics"}),
+        )
+
+# %% ../../nbs/api/10_openapi.ipynb #7a42e58e
+def _listed(service: Service) -> ModelList:
+    slots, told = list(service.host.slots.values()), ModelList(models=[])
+    for slot in slots:
+        try:
+            told.models.append(_info(service, slot))
+        except NotLoaded as e:
+            told.troubles[slot.ref] = str(e)
+    told.troubles |= {slot.ref: slot.trouble for slot in slots if slot.trouble}
+    return told

@@ -19,6 +19,7 @@ async function ask(path, options = {}) {
 function tell(place, text) { place.textContent = text; place.hidden = !text }
 const current = () => models.find(m => m.name == $("model").value) ?? models[0]
 const kind = () => current()?.input.kind ?? "image"
+const turned = () => current()?.input.exif == "apply"
 const number = x => Number(x.toPrecision(6)).toLocaleString("en", {maximumFractionDigits: 20, useGrouping: false})
 const percent = p => `${(100 * p).toFixed(1)} %`
 
@@ -33,7 +34,7 @@ function describe() {
   $("form").hidden = kind() == "image"
   if (formed == `${m.name}@${m.version}`) return
   formed = `${m.name}@${m.version}`
-  $("fields").replaceChildren(...kind() == "table" ? m.input.columns.map(c => field(c, m)) : kind() == "text" ? [words()] : [])
+  $("fields").replaceChildren(...kind() == "table" ? m.input.columns.map(c => field(c, m)) : kind() == "text" ? words(m) : [])
 }
 
 function make(tag, given = {}, ...inside) {
@@ -65,7 +66,9 @@ function labelled(name, one) {
   return make("div", {}, make("label", {htmlFor: one.id, textContent: name}), one)
 }
 
-const words = () => labelled("Text", make("textarea", {name: "text", rows: 6, required: true}))
+const words = m => m.input.columns?.length > 1
+  ? m.input.columns.map(name => labelled(name, make("textarea", {name, rows: 3})))
+  : [labelled("Text", make("textarea", {name: "text", rows: 6, required: true}))]
 
 function filled() {
   const values = {number: Number, boolean: v => v == "true"}, row = {}
@@ -98,16 +101,38 @@ async function predict(name, inputs) {
   return ask(path, {method: "POST", body: form})
 }
 
-async function draw(canvas, file) {
-  const picture = await createImageBitmap(file, {imageOrientation: "none"}).catch(() => null)
+// The picture without what a browser turns it by: each turns some formats, even where it is told not to.
+async function stored(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer()), view = new DataView(bytes.buffer), end = bytes.length - 8
+  const word = i => String.fromCharCode(...bytes.subarray(i, i + 4)), hide = i => bytes.set([120, 88, 88, 120], i)
+  if (word(0).startsWith("\xff\xd8"))
+    for (let i = 2; i < end && bytes[i] == 0xff && bytes[i + 1] != 0xda; i += bytes[i + 1] == 0xff ? 1 : 2 + view.getUint16(i + 2)) {
+      if (bytes[i + 1] == 0xe1) hide(i + 4)
+    }
+  else if (word(0) == "\x89PNG")
+    for (let i = 8; i < end; i += 12 + view.getUint32(i)) { if (word(i + 4) == "eXIf") hide(i + 4) }
+  else if (word(8) == "WEBP")
+    for (let i = 12; i < end; i += 8 + 2 * Math.ceil(view.getUint32(i + 4, true) / 2)) { if (word(i) == "EXIF") hide(i) }
+  else if (word(4) == "ftyp")  // AVIF: what turns or mirrors it turns it by nothing
+    for (let i = 8; i < Math.min(end, 1 << 16); i++) if (["irot", "imir"].includes(word(i))) bytes.set([105, 114, 111, 116, 0], i)
+  return new Blob([bytes])
+}
+
+const turns = [, [1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, -1], [1, 0, 0, -1], [0, 1, 1, 0], [0, 1, -1, 0], [0, -1, -1, 0], [0, -1, 1, 0]]
+
+async function draw(canvas, blob, name, orientation = 1) {
+  const picture = await createImageBitmap(blob).catch(() => null)
   if (!picture) return  // a TIFF, for instance: the server reads it, the browser does not
   const scale = Math.min(1, 448 / Math.max(picture.width, picture.height))
-  canvas.width = Math.max(1, Math.round(picture.width * scale))
-  canvas.height = Math.max(1, Math.round(picture.height * scale))
-  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height)
+  const [w, h] = [picture.width, picture.height].map(side => Math.max(1, Math.round(side * scale)))
+  const [a, b, c, d] = turns[orientation], context = canvas.getContext("2d")
+  ;[canvas.width, canvas.height] = orientation > 4 ? [h, w] : [w, h]
+  context.setTransform(a, b, c, d, a + c < 0 ? canvas.width : 0, b + d < 0 ? canvas.height : 0)
+  context.drawImage(picture, 0, 0, w, h)
+  context.resetTransform()
   canvas.hidden = false
   canvas.setAttribute("role", "img")
-  canvas.setAttribute("aria-label", file.name)
+  canvas.setAttribute("aria-label", name)
 }
 
 function curl(name, input) {
@@ -172,7 +197,7 @@ async function show(input, name) {
   const card = $("card").content.firstElementChild.cloneNode(true)
   card.querySelector("h2").textContent = name
   $("answers").prepend(card)
-  if (input instanceof Blob) await draw(card.querySelector("canvas"), input)
+  if (input instanceof Blob) await draw(card.querySelector("canvas"), turned() ? input : await stored(input), name)
   await answer(card, input, name)
 }
 
@@ -183,12 +208,15 @@ async function answer(card, input, about) {
   if ((input instanceof Blob) != (kind() == "image")) return tell(part(".wrong"), `${name} takes no picture`)
   let said
   try { said = await predict(name, [input]) } catch (e) { return tell(part(".wrong"), e.message) }
-  const one = said.predictions[0]
+  const one = said.predictions[0], tag = input instanceof Blob && (one.notes?.applied ?? one.notes?.ignored)?.[0]
+  if (turned()) await draw(part("canvas"), await stored(input), about, one.notes?.applied ? Number(tag.slice(-1)) : 1)
   part("h2").textContent = shown[m.output.kind](card, one, m)
   part("canvas").setAttribute("aria-label", `${about}: ${part("h2").textContent}`)
   part(".ask span").textContent = `${about}, answered by ${said.model}@${said.version}`
   part(".ask").hidden = part(".curl").hidden = false
   part(".cut").hidden = !one.truncated
+  if (tag) tell(part(".tag"), one.notes.applied
+    ? `The model saw it turned, as its ${tag} says.` : `The model saw it as it is stored; its ${tag} is ignored.`)
   part("code").textContent = curl(name, input)
   part(".copy").hidden = !navigator.clipboard  // browsers lend it to https and to localhost
   part(".copy").onclick = () => navigator.clipboard.writeText(part("code").textContent)
@@ -249,7 +277,7 @@ function take(files) { for (const file of files) later(file, file.name) }
 $("files").onchange = () => { take($("files").files); $("files").value = "" }
 $("form").onsubmit = e => {
   e.preventDefault()
-  const row = filled(), said = kind() == "text" ? row.text : Object.entries(row).map(pair => pair.join(" ")).join(", ")
+  const row = filled(), said = kind() == "text" ? Object.values(row).join(" ") : Object.entries(row).map(pair => pair.join(" ")).join(", ")
   later(row, said.length > 80 ? `${said.slice(0, 79)}…` : said)
 }
 $("model").onchange = describe

@@ -9,8 +9,10 @@ __all__ = ['Answer', 'Service']
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -27,7 +29,7 @@ from .metrics import Metrics
 from .model_host import LoadedModel, ModelHost, ModelLoader, Route, UnknownModel
 from ..bundle.manifest import InputError
 from ..config import Settings
-from ..inference.batcher import Closed, Done
+from ..inference.batcher import Busy, Closed, Done
 from ..inference.vision import FORMATS
 
 # %% ../../nbs/api/06_service.ipynb #f33d4c09
@@ -38,8 +40,26 @@ class Answer(BaseModel):
     version: int
     predictions: list[dict[str, Any]] = Field(description="by the model's kind of output")
 
+# %% ../../nbs/api/06_service.ipynb #f33d4c11
+def _refused(
+    e: InputError,
+    place: str = "",  # what the input is called, where the error does not say it
+    served: LoadedModel | None = None,
+) -> HTTPException:
+    "Return the refusal of one input."
+    images = served and served.manifest.input.kind == "image" and e.kind in ("damaged", "empty")
+    said = f"{place}: {e}" if place else str(e)
+    return HTTPException(_STATUS[e.kind], f"{said} ({', '.join(FORMATS)})" if images else said)
+
+
+def _error(refused: HTTPException) -> dict[str, Any]:
+    "Return what stands in place of a prediction."
+    title = HTTPStatus(refused.status_code).phrase
+    return {"error": {"type": "about:blank", "title": title, "detail": refused.detail}}
+
 # %% ../../nbs/api/06_service.ipynb #a3f6f28c
 _STORM, _HELD = 50, 0.7  # refusals a second that are answered at once; seconds that others wait
+_clock = time.perf_counter  # by which a Batcher notes when it began
 
 
 # bytes of a body up to which it is taken apart on the event loop: of JSON, forms and tensors; of an input as it is
@@ -69,6 +89,8 @@ class Service:
         parse: Callable[
             [Request, Any], tuple[Callable[[bytes], Inputs], bool]
         ],  # looks at the headers, with the model's reader: how to read the body, and whether it is one input as it is
+        *,
+        strict: bool,  # whether one bad input refuses all; else `wrong` says of each what it is
     ) -> tuple[LoadedModel, Done]:
         "Return the rows of a request's inputs, and what made them; raise `HTTPException`, `Busy`, …"
         slot = self.host.find(name)
@@ -83,7 +105,7 @@ class Service:
             del body
             if len(inputs) > self.api.max_inputs:
                 raise too_many(self.api.max_inputs)
-            return await self._rows(request, slot, name or "", inputs)
+            return await self._rows(request, slot, name or "", inputs, strict)
 
     async def _taken_apart(self, read: Callable[[bytes], Inputs], body: bytes) -> Inputs:
         "Return the inputs of a body that others are not to wait for; raise 504."
@@ -96,9 +118,14 @@ class Service:
             raise HTTPException(504, said) from e
 
     async def _rows(
-        self, request: Request, slot: Route, name: str, inputs: Inputs
+        self, request: Request, slot: Route, name: str, inputs: Inputs, strict: bool
     ) -> tuple[LoadedModel, Done]:
-        data, seconds = [d for _, d in inputs], self.api.predict_seconds
+        seconds = self.api.predict_seconds
+        early = {i: d for i, (_, d) in enumerate(inputs) if isinstance(d, InputError)}
+        good = [i for i in range(len(inputs)) if i not in early]
+        if early and (strict or not good):
+            raise _refused(next(iter(early.values())))
+        data, spared = [inputs[i][1] for i in good], () if strict else InputError
         while True:
             served = await self.host.get(slot, seconds)
             if "@" in name and served.version.ref != name:  # swapped while the body came
@@ -106,28 +133,46 @@ class Service:
                     f"{name} is not served any more; {slot.ref} is now {served.version.ref}"
                 )
             try:
-                future = served.batcher.submit(data)
+                future = served.batcher.submit(data, spared)
                 break
             except Closed:  # swapped a moment ago
                 await asyncio.sleep(0.001)
         request.state.version = served.version.version
         try:
-            done = await self._in_time(request, asyncio.wrap_future(future), seconds)
+            rows = asyncio.wrap_future(future)
+            done = await self._in_time(request, rows, seconds, future, served.batcher)
         except InputError as e:
-            pictures = served.manifest.input.kind == "image" and e.kind in ("damaged", "empty")
-            taken = f" ({', '.join(FORMATS)})" if pictures else ""
-            raise HTTPException(_STATUS[e.kind], f"{inputs[e.index][0]}: {e}{taken}") from e
+            raise _refused(e, inputs[good[e.index]][0], served) from e
         self._count(request, done)
-        return served, done
+        late = {good[i]: _refused(e, inputs[good[i]][0], served) for i, e in done.wrong.items()}
+        wrong = {i: _refused(e) for i, e in early.items()} | late
+        return served, replace(done, wrong=wrong)
 
-    async def _in_time(self, request: Request, rows: asyncio.Future, seconds: float) -> Done:
+    async def _in_time(
+        self,
+        request: Request,
+        rows: asyncio.Future,
+        seconds: float,
+        future: Future | None = None,  # the Batcher's, which may know when work on it began
+        batcher: Any = None,
+    ) -> Done:
         why: list[str] = []
+        loop, came = asyncio.get_running_loop(), _clock()
 
         def stop(reason: str) -> None:
             why.append(reason)
             rows.cancel()
 
-        late = asyncio.get_running_loop().call_later(seconds, stop, "late")
+        def check() -> None:  # the time in the queue is not the input's own
+            nonlocal late
+            began = getattr(future, "began", came)
+            left = seconds - (_clock() - began) if began else 0.0
+            if left > 0:
+                late = loop.call_later(left, check)
+            else:
+                stop("late" if began else "waited")
+
+        late = loop.call_later(seconds, check)
         if connection := request.scope["state"].get("connection"):
             connection.on_lost = lambda: stop("gone")
             if connection.transport.is_closing():
@@ -139,6 +184,8 @@ class Service:
                 raise
             if "gone" in why:
                 raise ClientDisconnect from None
+            if "waited" in why:
+                raise Busy(f"the queue took more than {seconds:g} s", batcher.wait()) from None
             said = f"no answer within {seconds:g} s; send fewer inputs"
             raise HTTPException(504, said) from None
         finally:
@@ -181,15 +228,37 @@ class Service:
             await asyncio.sleep(0.5)
 
 # %% ../../nbs/api/06_service.ipynb #4251c91f
-def _answer(served: LoadedModel, done: Done, top_k: int | None) -> dict[str, Any]:
-    found = map(served.predictor.named, done.rows, done.notes)
-    predictions = [answers.to_json(one, top_k) for one in found]
+def _named(served: LoadedModel, done: Done, threshold: float | None) -> Iterator[Any]:
+    "Yield what the rows mean; labels from that probability on, where one is given."
+    if threshold is None:
+        return map(served.predictor.named, done.rows, done.notes)
+    output = served.manifest.output.model_copy(
+        update={"thresholds": (threshold,) * len(served.manifest.vocab)}
+    )
+    manifest = served.manifest.model_copy(update={"output": output})
+    how = {"temperature": served.predictor.temperature}
+    return (
+        answers.named(r, manifest, n, **how) for r, n in zip(done.rows, done.notes, strict=True)
+    )
+
+
+def _answer(
+    served: LoadedModel, done: Done, top_k: int | None, threshold: float | None = None
+) -> dict[str, Any]:
+    found = (answers.to_json(one, top_k) for one in _named(served, done, threshold))
+    count, wrong = len(done.rows) + len(done.wrong), done.wrong
+    predictions = [_error(wrong[i]) if i in wrong else next(found) for i in range(count)]
     name, version = served.version.name, served.version.version
     return {"model": name, "version": version, "predictions": predictions}
 
 # %% ../../nbs/api/06_service.ipynb #1fd3ad22
 async def _predict(
-    service: Service, request: Request, name: str | None, top_k: int | None
+    service: Service,
+    request: Request,
+    name: str | None,
+    top_k: int | None = None,
+    strict: bool = False,
+    threshold: float | None = None,
 ) -> Response:
     def parse(request: Request, reader: Any) -> tuple[Callable[[bytes], Inputs], bool]:
         media, boundary = media_type(request, reader)
@@ -197,10 +266,13 @@ async def _predict(
         limit = service.api.max_inputs
         return lambda body: inputs_of(body, media, boundary, limit, reader), raw
 
-    served, done = await service.ask(request, name, parse)
+    served, done = await service.ask(request, name, parse, strict=strict)
+    if threshold is not None and served.manifest.output.kind != "labels":
+        said = f"threshold is for models of several labels, and {served.version.ref} is none"
+        raise HTTPException(422, f"{said}; leave it out")
 
     def body() -> str:
-        return json.dumps(_answer(served, done, top_k))
+        return json.dumps(_answer(served, done, top_k, threshold))
 
     return Response(await _aside(done, body), media_type="application/json")
 

@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlkit.bundle.files import (
     clean_partial,  # noqa: F401  (it was here before)
     publish,
+    read_plain,
     sha256_of,
     staging_dir,
 )
+from .graph import DamagedGraph, GraphError, check_graph
 from ..config import MlkitError, listed
 
 # %% ../../nbs/bundle/01_manifest.ipynb #2538efba
@@ -74,8 +76,12 @@ class ImageInput(_Part):
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = (
         "bilinear"
     )
-    exif: Literal["ignore"] = Field(
-        "ignore", description="orientation tag: fastai does not apply it, so nor do we"
+    exif: Literal["apply", "ignore"] = Field(
+        "ignore", description="orientation tag; fastai ignores it, what mlkit trains applies it"
+    )
+    decode: Literal["draft", "full"] = Field(
+        "full",
+        description="draft: a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) that leaves both sides at least twice the longer side of `size`",
     )
     levels: tuple[float, float] | None = Field(
         None,
@@ -86,6 +92,11 @@ class ImageInput(_Part):
         None, description="subtracted from each channel after division"
     )
     std: tuple[float, ...] | None = Field(None, description="each channel is divided by this, last")
+
+    @property
+    def least(self) -> int:
+        "Pixels that both sides of a JPEG have at least when it is decoded at a smaller scale; 0 = in full."
+        return 2 * max(self.size) if self.decode == "draft" else 0
 
 # %% ../../nbs/bundle/01_manifest.ipynb #0cf1915b
 class NumberForm(_Part):
@@ -175,6 +186,14 @@ class TextInput(_Part):
     pad: int = Field(ge=0, description="the id that shorter texts are filled up with, on the right")
     max_characters: int | None = Field(
         None, ge=1, description="only so many are given to the tokenizer; None = all"
+    )
+    columns: tuple[str, ...] = Field(
+        (),
+        description="of the training table, whose texts are joined in this order, a line each, without empty ones",
+    )
+    ignored: tuple[str, ...] = Field(
+        (),
+        description="columns of the training table that an instance may hold and that are not read",
     )
 
 # %% ../../nbs/bundle/01_manifest.ipynb #efbe7236
@@ -284,6 +303,7 @@ class Manifest(_Part):
 # %% ../../nbs/bundle/01_manifest.ipynb #247f656e
 MANIFEST = "manifest.json"
 MANIFEST_SHA256 = "manifest.json.sha256"
+_LARGEST = 1 << 26  # bytes of a manifest
 
 
 def _seal_of(manifest: bytes) -> bytes:
@@ -332,7 +352,7 @@ def read_manifest(
 ) -> Manifest:
     "Return the manifest; raise `BundleError` when it is missing, altered or of another schema."
     try:
-        text, seal = (folder / MANIFEST).read_bytes(), (folder / MANIFEST_SHA256).read_bytes()
+        text, seal = (read_plain(folder / n, _LARGEST) for n in (MANIFEST, MANIFEST_SHA256))
     except OSError as e:
         name = Path(e.filename).name
         raise BundleError(f"{folder} is no bundle: {name} cannot be read", [name]) from e
@@ -349,6 +369,23 @@ def read_manifest(
         ) from e
 
 
+def _wrong(folder: Path, name: str, entry: FileEntry) -> str:
+    "Return what is wrong with a file of the bundle, empty for nothing."
+    path = folder / _safe(name)
+    if not path.is_file() or path.resolve() != folder.resolve() / name:  # through a link
+        return "missing"
+    if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+        return "altered"
+    try:
+        if path.suffix == ".onnx":
+            check_graph(path.read_bytes())
+    except DamagedGraph:
+        pass  # no engine will take it
+    except GraphError as e:
+        return str(e)
+    return ""
+
+
 def verify_bundle(
     folder: Path,  # a bundle
     only: str | None = None,  # one file, such as model.onnx; all of them when None
@@ -358,13 +395,11 @@ def verify_bundle(
     wrong = {}
     for name, entry in manifest.files.items():
         if only in (None, name):
-            path = folder / _safe(name)
-            if path.is_symlink() or not path.is_file():
-                wrong[name] = "missing"
-            elif path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-                wrong[name] = "altered"
+            if why := _wrong(folder, name, entry):
+                wrong[name] = why
     if only is None:
-        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+        found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+        present = {p.relative_to(folder).as_posix() for p in found}
         wrong |= dict.fromkeys(
             sorted(present - {*manifest.files, MANIFEST, MANIFEST_SHA256}), "not listed"
         )
@@ -386,7 +421,7 @@ def read_file(
     "Return the content of one file; raise `BundleError` when it is missing, altered or not listed."
     try:
         entry, path = manifest.files[name], folder / _safe(name)
-        data = b"" if path.is_symlink() else path.read_bytes()
+        data = read_plain(path, entry.bytes)
     except (KeyError, OSError) as e:
         raise BundleError(f"{folder}: {name} is missing or cannot be read", [name]) from e
     if hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -19,6 +19,7 @@ from pathlib import Path
 from .files import clean_partial, publish, staging_dir, write_whole
 from mlkit.bundle.manifest import (
     MANIFEST,
+    MANIFEST_SHA256,
     BundleError,
     Manifest,
     read_manifest,
@@ -47,6 +48,7 @@ class Version:
     version: int
     path: Path
     production: bool
+    trouble: str = ""  # why nobody can tell whether it is in production; only `list` says it
 
     @property
     def not_better(self) -> str:
@@ -85,7 +87,7 @@ def _read_pointer(
         return pointer
     except FileNotFoundError:
         return _Pointer()
-    except (TypeError, ValueError) as e:
+    except (OSError, TypeError, ValueError) as e:
         remedy = f"delete it and run `mlkit models promote {home.name}@VERSION`"
         raise RegistryError(f"{home / POINTER} is damaged: {e}; {remedy}", home.name) from e
 
@@ -109,6 +111,14 @@ def _locked(
 # %% ../../nbs/bundle/03_registry.ipynb #872ddccb
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 _REF = re.compile(rf"({_NAME})(?:@([1-9][0-9]{{0,8}}|production|latest))?")
+
+
+def _copy(folder: Path, manifest: Manifest, part: Path) -> None:
+    "Copy the files that the manifest lists, and nothing else."
+    for name in (*manifest.files, MANIFEST, MANIFEST_SHA256):
+        place = part / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, place, follow_symlinks=False)
 
 
 def _parse(ref: str) -> tuple[str, str]:
@@ -136,15 +146,15 @@ class Registry:
         "Copy the bundle to its next version and return that; raise `BundleError` or `RegistryError`, adding nothing."
         if not re.fullmatch(_NAME, name):
             raise RegistryError(f"{name[:80]!r} is no model name; write a-z 0-9 _ -", name)
-        if (own := verify_bundle(folder).name) != name:
+        if (own := (manifest := verify_bundle(folder)).name) != name:
             raise RegistryError(f"the bundle in {folder} is named {own!r}, not {name!r}", name)
         home = self.root / name
         home.mkdir(parents=True, exist_ok=True)
         clean_partial(home)
         part = staging_dir(home / name)
         try:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
-            verify_bundle(part)  # the copy, for the original may have changed meanwhile
+            _copy(folder, manifest, part)
+            verify_bundle(part)  # the copy: the original may have changed, or be a link now
             with _locked(home):
                 number = max([_read_pointer(home).highest, *self._numbers(name)]) + 1
                 publish(part, home / str(number))
@@ -257,9 +267,18 @@ class Registry:
         current = _read_pointer(home).current
         return Version(name, number, home / str(number), production=number == current)
 
+    def _listed(self, name: str) -> Iterator[Version]:
+        try:
+            trouble, current = "", _read_pointer(self.root / name).current
+        except RegistryError as e:  # of one model, and no reason to say nothing of the others
+            trouble, current = str(e), None
+        for number in self._numbers(name):
+            path = self.root / name / str(number)
+            yield Version(name, number, path, number == current, trouble)
+
     def _hint(self, name: str) -> str:
         return nearest(name, self._names())
 
     def list(self) -> list[Version]:  # last: below it, `list` would mean this
-        "Return every version of every model, by name and number."
-        return [self._version(name, n) for name in self._names() for n in self._numbers(name)]
+        "Return every version of every model, by name and number; what is wrong with a model is in its versions' `trouble`."
+        return [version for name in self._names() for version in self._listed(name)]

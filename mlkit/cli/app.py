@@ -118,11 +118,17 @@ class Table:
         "Print it on stdout."
         from rich.console import Console
         from rich.table import Table as RichTable
+        from rich.text import Text
+
+        from mlkit.config import printable
+
+        def plain(what: Any) -> Text:  # no markup: a bundle's own words stand here
+            return Text(printable(str(what)))
 
         how = {"title_justify": "left", "show_header": any(self.head)}
-        table = RichTable(*self.head, title=self.title or None, **how)
+        table = RichTable(*self.head, title=plain(self.title) if self.title else None, **how)
         for row in self.rows:
-            table.add_row(*map(str, row))
+            table.add_row(*map(plain, row))
         Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -130,8 +136,10 @@ def show(
     *parts: str | Table,
 ) -> None:
     "Print lines and tables for people."
+    from mlkit.config import printable
+
     for part in parts:
-        part.print() if isinstance(part, Table) else print(part)
+        part.print() if isinstance(part, Table) else print(printable(part))
 
 # %% ../../nbs/cli/01_app.ipynb #7fb69321
 class Result:
@@ -162,13 +170,13 @@ class Result:
 def print_json(
     document: Any,
 ) -> None:
-    "Print a document on stdout."
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    "Print a document on stdout, at once: a program may wait for it at a pipe."
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
 # %% ../../nbs/cli/01_app.ipynb #dc03211a
 def _explain(error: BaseException, as_json: bool) -> int:
     "Print the error as one line, or as a document; return the exit code."
-    from mlkit.config import MlkitError, SettingsError
+    from mlkit.config import MlkitError, SettingsError, printable
 
     kind = type(error).__name__
     known = isinstance(error, MlkitError | KeyboardInterrupt) or kind == "ApiError"
@@ -180,7 +188,7 @@ def _explain(error: BaseException, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": {"type": kind, "message": text}}, ensure_ascii=False))
     else:
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {printable(text)}", file=sys.stderr)
     return 2 if isinstance(error, SettingsError) else 1
 
 # %% ../../nbs/cli/01_app.ipynb #b78df3c5

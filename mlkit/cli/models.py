@@ -28,29 +28,31 @@ def _registry(load: Load) -> Any:
     return Registry(load().paths.models)
 
 
+def _told(version: Any) -> dict[str, Any]:
+    "Return what a list says of a version; of a damaged one, what is wrong."
+    from mlkit.bundle.manifest import BundleError
+
+    told = {n: getattr(version, n) for n in ("name", "version", "production", "path")}
+    told |= {"trouble": version.trouble} if version.trouble else {}
+    try:
+        manifest = version.manifest
+    except BundleError as e:
+        return told | {"trouble": str(e)}
+    return told | {n: getattr(manifest, n) for n in ("arch", "metrics", "created")}
+
+
 def _versions(versions: Sequence[Any]) -> Result:
     head = ("model", "version", "production", "architecture", "worth", "created")
-    documents = [
-        {
-            "name": v.name,
-            "version": v.version,
-            "production": v.production,
-            "arch": v.manifest.arch,
-            "metrics": v.manifest.metrics,
-            "created": v.manifest.created,
-            "path": v.path,
-        }
-        for v in versions
-    ]
-    rows = [
-        (
-            *(told["name"], told["version"], "●" if told["production"] else "", told["arch"]),
-            "{} {:.4f}".format(*next(iter(told["metrics"].items()), ("", float("nan")))),
-            told["created"],
-        )
-        for told in documents
-    ]
-    return Result(documents, Table("", head, rows))
+    documents, rows, wrong = [_told(v) for v in versions], [], []
+    for told in documents:
+        metric = next(iter(told.get("metrics", {}).items()), None)
+        production = "?" if "trouble" in told else "●" if told["production"] else ""
+        row = (told["name"], told["version"], production, told.get("arch", ""))
+        worth = "{} {:.4f}".format(*metric) if metric else ""
+        rows.append((*row, worth, told.get("created", "")))
+        if "trouble" in told:
+            wrong.append(f"{told['name']}@{told['version']}: {told['trouble']}")
+    return Result(documents, Table("", head, rows), *wrong)
 
 # %% ../../nbs/cli/04_models.ipynb #ed9cfdb2
 Ref = Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@latest.")]

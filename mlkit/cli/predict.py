@@ -152,7 +152,7 @@ def _on_ray(
 # %% ../../nbs/cli/06_predict.ipynb #e8345613
 def _counts(done: "Done") -> dict[str, Any]:
     counts = {n: getattr(done, n) for n in ("rows", "bad", "resumed", "seconds")}
-    return counts | {n: getattr(done, n) for n in ("filled", "unseen") if getattr(done, n)}
+    return counts | {what: told for what, told in done.noted.items() if told}
 
 
 def _sum(done: "Done") -> str:
@@ -161,10 +161,12 @@ def _sum(done: "Done") -> str:
 
 
 def _noted(done: "Done") -> str:
-    "Return what is to be said of the rows: words never seen, and numbers that were filled."
+    "Return what is to be said of the rows: words never seen, numbers that were filled, images that were turned."
     said = {
         "words that training never had": done.unseen,
         "missing for the first time, filled with the training median": done.filled,
+        "applied before the model saw the image": done.applied,
+        "ignored by the model": done.ignored,
     }
     found = [
         f"{what}: {', '.join(f'{c} ({n:,})' for c, n in counts.items())}"

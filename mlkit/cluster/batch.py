@@ -69,7 +69,7 @@ def _write(work: _Work, number: int, items: list[Item]) -> dict[str, Any]:
     predictor = _opened(work.version.path, work.settings.model_dump_json())
     path = work.out / f"part-{number:05d}.parquet"
     done = write(path, predictor, items, work.sheet(predictor, number), again=True)
-    told = {n: getattr(done, n) for n in ("rows", "bad", "filled", "unseen")}
+    told = {"rows": done.rows, "bad": done.bad, **done.noted}
     return {"shard": number, **told, "sha256": sha256_of(path)}
 
 # %% ../../nbs/cluster/03_batch.ipynb #a6609cee
@@ -159,8 +159,8 @@ def write_shards(
 
     def count(shard: dict[str, Any]) -> None:
         done.rows, done.bad = done.rows + shard["rows"], done.bad + shard["bad"]
-        for what in ("filled", "unseen"):
-            setattr(done, what, dict(Counter(getattr(done, what)) + Counter(shard.get(what, {}))))
+        for what, told in done.noted.items():
+            setattr(done, what, dict(Counter(told) + Counter(shard.get(what, {}))))
         done.seconds = time.monotonic() - began
         tell(done)
 

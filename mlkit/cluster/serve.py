@@ -74,12 +74,12 @@ class _Replica:
         told = (predictor.precision, predictor.probe) if predictor else (None, None)
         return *told, self.trouble
 
-    async def rows(self, inputs: Sequence[Any]) -> Done | MlkitError:
+    async def rows(self, inputs: Sequence[Any], apart_from: Any) -> Done | MlkitError:
         "Return what the model says to the inputs of one request."
         if isinstance(self.trouble, BundleError):  # other answers than at export: never to be given
             return self.trouble
         try:
-            return await asyncio.wrap_future(self.served.batcher.submit(inputs))
+            return await asyncio.wrap_future(self.served.batcher.submit(inputs, apart_from))
         except MlkitError as e:
             e.__cause__ = None
             return e
@@ -124,13 +124,13 @@ class RemoteBatcher:
         if self.pending and (self.full or self.pending + inputs > self.limit):
             raise Busy(f"{self.pending} inputs are waiting already", self.full or 1.0)
 
-    def submit(self, inputs: Sequence[Any]) -> Future:
+    def submit(self, inputs: Sequence[Any], apart_from: Any = ()) -> Future:
         with self._lock:
             if self._closed:
                 raise Closed("this model gave way to another")
             self.check(len(inputs))
             self.pending += len(inputs)
-        answer = asyncio.wait_for(self._ask(inputs), self.seconds)
+        answer = asyncio.wait_for(self._ask(inputs, apart_from), self.seconds)
         asked = asyncio.run_coroutine_threadsafe(answer, self.loop)
         asked.add_done_callback(lambda _: self._count(len(inputs)))
         return asked
@@ -142,9 +142,9 @@ class RemoteBatcher:
         if over:
             self.ended()
 
-    async def _ask(self, inputs: Sequence[Any]) -> Done:
+    async def _ask(self, inputs: Sequence[Any], apart_from: Any) -> Done:
         for _ in range(2):
-            response = self.handle.rows.remote(inputs)
+            response = self.handle.rows.remote(inputs, apart_from)
             try:
                 said = await response
                 if not isinstance(said, BundleError):
@@ -244,6 +244,9 @@ class Fleet:
             self.end(name)
         self.serve.status()  # so that Ray has heard what was said before
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def try_out(self, version: Version, meanwhile: Callable[[], None]) -> None:
+        "Do nothing: a replica is a process of its own already."
 
     def fits(self, version: Version, held: Sequence[LoadedModel]) -> bool:
         "Return whether the cluster has a place for another model."

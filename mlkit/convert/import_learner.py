@@ -11,13 +11,13 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..bundle.graph import check_graph
 from ..bundle.manifest import BundleError, Input, Manifest, verify_bundle, write_bundle
-from ..config import MlkitError, listed
+from ..config import MlkitError, listed, nearest, printable
 from .pickle_scan import Inspection, inspect
 from .sandbox import Limits, SandboxError, missing, run_sandboxed
 from ..inference.predictor import Predictor
@@ -40,14 +40,10 @@ def _refusal(seen: Inspection, path: Path) -> str:
     rows = "\n".join(f"  {what}: {found}" for what, found in seen.rows())
     command = f"mlkit models import {shlex.quote(str(path))} --trust --sha256 {seen.sha256} --inputs EXAMPLES"
     return (
-        f"{seen.name} is a program, and opening it runs whatever its maker put in; it was not opened. Read off it:\n{_printable(rows)}\n"
+        f"{seen.name} is a program, and opening it runs whatever its maker put in; it was not opened. Read off it:\n{printable(rows)}\n"
         "A list that looks harmless proves nothing: open it only if you know who made it. To convert it once, in a process without network:\n"
         f"  {command}"
     )
-
-
-def _printable(text: str) -> str:  # what comes out of the file must not steer a terminal
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 # %% ../../nbs/convert/04_import_learner.ipynb #783afb1e
 _MOST_INPUTS = 512
@@ -88,13 +84,14 @@ def import_learner(
     without: Sequence[str] = (),  # walls that may be missing, of `mlkit.convert.sandbox.missing()`
 ) -> Path:
     "Convert the export and return the bundle; raise `ForeignError`, having opened nothing unless it is trusted."
+    _check_there(path)
     with tempfile.TemporaryDirectory() as tmp:
-        box = Path(tmp).resolve() / "box"
+        box, copy = Path(tmp).resolve() / "box", Path(tmp) / "given" / path.name
         box.mkdir(mode=0o700)
-        copy = box / "export.pkl"
-        if path.is_file():
-            shutil.copyfile(path, copy)
-        seen = replace(inspect(copy), name=path.name)
+        copy.parent.mkdir()
+        shutil.copyfile(path, copy)
+        seen = inspect(copy)  # under its own name, which messages repeat
+        copy.rename(box / "export.pkl")
         if not trust:
             raise ForeignError(_refusal(seen, path), seen)
         if not seen.sha256.startswith(sha256.lower()):
@@ -104,11 +101,20 @@ def import_learner(
             )
         if seen.obstacles:
             raise ForeignError(
-                f"{path.name} was not opened: {_printable('; '.join(seen.obstacles))}", seen
+                f"{path.name} was not opened: {printable('; '.join(seen.obstacles))}", seen
             )
         _gather(inputs, box / "inputs")
         _open_in(box, seen, name, limits, without)
         return _rewritten(box / "bundle", target, name, seen)
+
+
+def _check_there(path: Path) -> None:
+    "Raise `ForeignError` where there is no such file, naming the exports that lie there."
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.absolute().parent.glob("*.pkl")])
+        raise ForeignError(
+            f"{str(path)!r} is not a file; give the file that learn.export() wrote; {near}"
+        )
 
 
 def _open_in(
@@ -128,7 +134,7 @@ def _open_in(
     refused = box / "refused.json"
     if refused.is_file() and not refused.is_symlink():
         said = str(json.loads(refused.read_bytes()[: 1 << 20]).get("message"))
-        raise ForeignError(f"{seen.name} was not converted: {_printable(said)[:2000]}", seen)
+        raise ForeignError(f"{seen.name} was not converted: {printable(said)[:2000]}", seen)
 
 # %% ../../nbs/convert/04_import_learner.ipynb #18ff9fc0
 _MANIFEST = ("manifest.json", "manifest.json.sha256")
@@ -165,11 +171,11 @@ def _rewritten(
             "input": _with_examples(left, manifest),
         }
         bundle = write_bundle(left.parents[1] / "checked", fields | own, files)
-        _check_graph(bundle / "model.onnx")
+        check_graph((bundle / "model.onnx").read_bytes())
         Predictor(bundle).check_golden()
     except (MlkitError, OSError, ValueError) as e:
         raise ForeignError(
-            f"{seen.name} was opened, and what came out is no bundle: {_printable(str(e))[:2000]}",
+            f"{seen.name} was opened, and what came out is no bundle: {printable(str(e))[:2000]}",
             seen,
         ) from e
     return shutil.copytree(bundle, target)
@@ -185,29 +191,3 @@ def _with_examples(folder: Path, manifest: Manifest) -> Input:
         rows = json.loads((folder / golden.file).read_bytes()) | rows
     columns = (c.model_copy(update={"example": rows.get(c.name, c.example)}) for c in spec.columns)
     return spec.model_copy(update={"columns": tuple(columns)})
-
-
-def _check_graph(path: Path) -> None:
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    graph = onnx.load(path, load_external_data=False)
-    tensors = [t for t in _tensors(graph) if uses_external_data(t)]
-    domains = {o.domain for o in graph.opset_import} - {"", "ai.onnx"}
-    if tensors or domains:
-        raise BundleError(
-            f"the graph takes {len(tensors)} tensors from outside, and operators of {sorted(domains)}",
-            ["model.onnx"],
-        )
-
-
-def _tensors(message: Any) -> Any:  # every TensorProto in it, at any depth
-    if type(message).__name__ == "TensorProto":
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for one in (
-                value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value]
-            ):
-                yield from _tensors(one)

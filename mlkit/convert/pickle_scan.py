@@ -349,7 +349,8 @@ def inspect(
     "Return what opening the file would run; raise `PickleError` when it cannot be looked into."
     if not path.is_file() or not path.stat().st_size:
         raise PickleError(
-            f"{path} is no file, or an empty one; give the file that learn.export() wrote", "file"
+            f"{path.name} is not a file, or is empty; give the file that learn.export() wrote",
+            "file",
         )
     try:
         found = [one for stream in _pickles(path) for one in _follow(stream)]

@@ -16,11 +16,12 @@ import numpy as np
 
 from ..bundle.manifest import Manifest
 from .masks import areas, at_size, to_png
+from .orientation import ImageNote
 
 # %% ../../nbs/inference/06_answers.ipynb #f6d12223
 Notes = (
     dict[str, list[str]] | None
-)  # of a row: columns that were filled, whose word is unseen, that were ignored
+)  # of a row: columns that were filled, whose word is unseen, that were ignored; of an image: its orientation
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class MaskPrediction:
     height: int
     areas: dict[str, float]
     truncated: None = None
-    notes: None = None
+    notes: Notes = None
 
 # %% ../../nbs/inference/06_answers.ipynb #e097a675
 def at_temperature(
@@ -103,17 +104,22 @@ def _numbers(
 
 
 def _said(manifest: Manifest, note: Any) -> tuple[bool | None, Notes]:
-    "Return whether a text was cut off, and what is to be said of a row."
+    "Return whether a text was cut off, and what is to be said of a row or an image."
+    if isinstance(note, ImageNote):
+        return None, note.notes()
     kind = manifest.input.kind
+    if kind == "text" and isinstance(note, dict):
+        return note["truncated"], {"ignored": note["ignored"]}
     return bool(note) if kind == "text" else None, (note or None) if kind == "table" else None
 
 
 def _mask(row: np.ndarray, manifest: Manifest, note: Any, temperature: None) -> MaskPrediction:
-    width, height = note or manifest.input.size  # of the picture
+    width, height, *_ = note = note or ImageNote(*manifest.input.size)  # of the picture
     whole = at_size(row, manifest.input, (width, height))
     shares = areas(whole, len(manifest.vocab)).tolist()
     png = to_png(whole, manifest.output.palette)
-    return MaskPrediction(png, width, height, dict(zip(manifest.vocab, shares, strict=True)))
+    named = dict(zip(manifest.vocab, shares, strict=True))
+    return MaskPrediction(png, width, height, named, *_said(manifest, note))
 
 
 _KINDS: dict[str, Callable] = {
@@ -184,10 +190,10 @@ _BY_NAME: dict[str, dict[str, Any]] = {
             "type": "string",
             "format": "byte",
             "contentMediaType": "image/png",
-            "description": "PNG in base64, of the size of the picture; a pixel's value is its class, the palette its colour",
+            "description": "PNG in base64, of the size of the picture as the model saw it; a pixel's value is its class, the palette its colour",
         },
-        "width": {"type": "integer", "minimum": 1, "description": "of the picture, pixels"},
-        "height": {"type": "integer", "minimum": 1, "description": "of the picture, pixels"},
+        "width": {"type": "integer", "minimum": 1, "description": "of the mask, pixels"},
+        "height": {"type": "integer", "minimum": 1, "description": "of the mask, pixels"},
         "areas": {
             "type": "object",
             "additionalProperties": _SHARE,
@@ -211,6 +217,19 @@ _NOTES: dict[str, Any] = {
 }
 
 
+_NOTES_OF_IMAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        what: {"type": "array", "items": {"type": "string"}, "description": f"EXIF tags {said}"}
+        for what, said in {
+            "applied": "by which the image was turned before the model saw it",
+            "ignored": "by which people see it turned, and the model did not",
+        }.items()
+    },
+    "description": "only where the image has an orientation tag",
+}
+
+
 def schema(
     manifest: Manifest,
 ) -> dict[str, Any]:
@@ -220,7 +239,9 @@ def schema(
         cut = "whether the text was longer than the model reads"
         fields["truncated"] = {"type": "boolean", "description": cut}
     required = list(fields)
-    if manifest.input.kind == "table":
+    if manifest.input.kind == "image":
+        fields["notes"] = _NOTES_OF_IMAGE
+    elif getattr(manifest.input, "columns", ()):
         fields["notes"] = _NOTES
     return {"type": "object", "properties": fields, "required": required}
 
@@ -228,15 +249,13 @@ def schema(
 def example(
     manifest: Manifest,
 ) -> dict[str, Any]:
-    "Return an answer that the model could give, of 20 labels at most, as JSON takes it."
+    "Return an answer that the model could give, of 20 names at most, as JSON takes it."
     if manifest.output.kind == "mask":
         return to_json(named(np.zeros(manifest.input.size[::-1]), manifest))
-    shown = manifest.model_copy(update={"vocab": manifest.vocab[:20]})
-    if manifest.output.kind == "labels":
-        kept = manifest.output.thresholds[:20]
-        shown = shown.model_copy(
-            update={"output": manifest.output.model_copy(update={"thresholds": kept})}
-        )
+    output, most = manifest.output, 20
+    kept = {k: v[:most] for k, v in output if isinstance(v, tuple)}  # one for each name
+    shown = {"vocab": manifest.vocab[:most], "output": output.model_copy(update=kept)}
+    shown = manifest.model_copy(update=shown)
     count = len(shown.vocab)
     row = np.full(count, round(0.1 / max(count - 1, 1), 6))
     row[0] = 0.9

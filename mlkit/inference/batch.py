@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +24,9 @@ from typing import Any
 from ..bundle.files import fsync, write_whole
 from ..bundle.manifest import InputError
 from ..bundle.registry import Version
-from ..config import MlkitError, Settings
+from ..config import MlkitError, Settings, listed
 from ..delimited import TableError, decode
-from .batcher import Oversized
+from .batcher import Oversized, memory_budget
 from .engines import EngineError, Probe, available, cores
 from .inputs import BatchError, Item, Strings
 from .predictor import Predictor
@@ -73,12 +72,12 @@ def answers(
         chunk or _chunk(predictor),
         threads or (predictor.probe.lanes if predictor.probe else cores()),
     )
-    items, alone, due = iter(items), threading.Lock(), deque()
+    items, due = iter(items), deque()
     pool = ThreadPoolExecutor(threads, "mlkit-batch")
     try:
         while True:
             while len(due) < 2 * threads and (batch := list(islice(items, chunk))):
-                due.append(pool.submit(_answer, predictor, batch, alone))
+                due.append(pool.submit(_answer, predictor, batch))
             if not due:
                 return
             yield due.popleft().result()
@@ -86,8 +85,8 @@ def answers(
         pool.shutdown(cancel_futures=True)
 
 
-def _answer(predictor: Predictor, items: list[Item], alone: threading.Lock) -> list[Answered]:
-    read = [_read(predictor, item, alone) for item in items]
+def _answer(predictor: Predictor, items: list[Item]) -> list[Answered]:
+    read = [_read(predictor, item) for item in items]
     good = [i for i, one in enumerate(read) if not isinstance(one, Exception)]
     said = dict(enumerate(read)) | (_pass(predictor, read, good) if good else {})
     return [
@@ -98,7 +97,7 @@ def _answer(predictor: Predictor, items: list[Item], alone: threading.Lock) -> l
     ]
 
 
-def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
+def _read(predictor: Predictor, item: Item) -> Any:
     "Return what goes into a pass: of a picture tensor and note; or the error."
     reader = predictor.reader
     try:
@@ -116,8 +115,8 @@ def _read(predictor: Predictor, item: Item, alone: threading.Lock) -> Any:
             return data
         try:
             return reader.read(data, alone=False)
-        except Oversized:
-            with alone:
+        except Oversized as e:
+            with memory_budget().held(e.megapixels):
                 return reader.read(data)
     except (InputError, TableError, OSError, ValueError) as e:  # ValueError: a file name with a NUL
         return e
@@ -164,6 +163,8 @@ class Done:
     unseen: dict[str, int] = field(
         default_factory=dict
     )  # column → rows with a word that training never had
+    applied: dict[str, int] = field(default_factory=dict)  # orientation → images turned by it
+    ignored: dict[str, int] = field(default_factory=dict)  # orientation, or column → inputs
 
     def count(
         self,
@@ -173,9 +174,14 @@ class Done:
         self.rows += len(told)
         self.bad += sum(bool(one.error) for one in told)
         for notes in filter(None, (getattr(one.answer, "notes", None) for one in told)):
-            for what, counts in (("filled", self.filled), ("unseen", self.unseen)):
+            for what, counts in self.noted.items():
                 for name in notes.get(what, ()):
                     counts[name] = counts.get(name, 0) + 1
+
+    @property
+    def noted(self) -> dict[str, dict[str, int]]:
+        "What the notes of answers said, and of how many inputs."
+        return {what: getattr(self, what) for what in ("filled", "unseen", "applied", "ignored")}
 
     @property
     def rate(self) -> float:
@@ -208,9 +214,13 @@ def _take_up(folder: Path, made_from: dict[str, Any], again: bool) -> Done:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         state = None
+    if not state and (other := [p.name for p in folder.iterdir() if ".part-" not in p.name]):
+        said = f"{folder} is where unfinished rows go, and it holds other files ({listed(other)})"
+        raise BatchError(f"{said}; move them, or choose another --out")
     if again or not state:
         for path in folder.iterdir():
             path.unlink()
+        _note(folder, made_from, Done())  # from now on it is known whose the folder is
         return Done()
     if other := [k for k, v in made_from.items() if state["made_from"].get(k) != v]:
         key = other[0]

@@ -74,9 +74,13 @@ def is_storable(
 
 # %% ../../nbs/inference/01_dates.ipynb #dea4136d
 _CLOCK = re.compile(
-    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?\s*(?P<zone>Z|UTC|GMT|[+-]\d\d:?\d\d)?)?",
+    r"(?:[T,\s]\s*(?P<h>\d{1,2}):(?P<m>\d\d)(?::(?P<s>\d\d)(?:[.,]\d+)?)?\s*(?P<noon>[ap]\.?m\.?)?(?:Uhr|hrs?)?\s*(?P<zone>Z|(?:UTC|GMT)?[+-]\d\d?(?::?\d\d)?|[A-Z]{3,4})?)?",
     re.I,
 )
+
+
+_ZONES = dict(Z=0, UTC=0, GMT=0, WET=0, BST=1, CET=1, WEST=1, CEST=2, EET=2, EEST=3, MSK=3, JST=9)
+_ZONES |= dict(EDT=-4, EST=-5, CDT=-5, CST=-6, MDT=-6, MST=-7, PDT=-7, PST=-8)
 
 
 def _time(text: str) -> timedelta | None:
@@ -93,12 +97,16 @@ def _time(text: str) -> timedelta | None:
     ):
         return None
     hour = hour % 12 + 12 * (noon == "p") if noon else hour
-    off = timedelta()
+    zone = zone.upper()
+    if zone not in ("UTC", "GMT"):
+        zone = zone.removeprefix("UTC").removeprefix("GMT")
     if zone[0] in "+-":
-        digits = zone[1:].replace(":", "")
-        off = timedelta(hours=int(digits[:2]), minutes=int(digits[2:])) * (
-            1 if zone[0] == "+" else -1
-        )
+        hours, minutes = re.fullmatch(r"[+-](\d\d?):?(\d\d)?", zone).groups()
+        off = timedelta(hours=int(hours), minutes=int(minutes or 0)) * (1 if zone[0] == "+" else -1)
+    elif zone in _ZONES:
+        off = timedelta(hours=_ZONES[zone])
+    else:
+        return None
     return timedelta(hours=hour, minutes=int(found["m"]), seconds=int(found["s"] or 0)) - off
 
 # %% ../../nbs/inference/01_dates.ipynb #be7bcb82
@@ -170,8 +178,9 @@ _DIGITS = re.compile(
 
 
 _SHORT = (
-    re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)"),
+    re.compile(r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)(?:\.0)?"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?M?(?P<m>\d{1,2})", re.I),
+    re.compile(r"(?P<y>\d{4})\s?[年년]\s?(?P<m>\d{1,2})\s?[月월](?:\s?(?P<d>\d{1,2})\s?[日일])?"),
     re.compile(r"(?P<m>\d{1,2})[-/.](?P<y>\d{4})"),
     re.compile(r"(?P<y>\d{4})\s?[-/.: ]?\s?Q(?P<q>[1-4])", re.I),
     re.compile(r"Q(?P<q>[1-4])\s?[-/.:' ]?\s?(?P<y>\d{4}|\d\d)", re.I),
@@ -188,6 +197,9 @@ def _short(text: str) -> datetime | None:
     return datetime(_year(found["y"]), month, int(found.get("d") or 1))
 
 # %% ../../nbs/inference/01_dates.ipynb #7210bd45
+_ISO = re.compile(r"\d{4}-(?:.{5}|W\d\d$)|\d{8}T\d{4}", re.S)  # a week is its Monday
+
+
 def _numeric(text: str, order: str) -> datetime | None:
     "Return a date of three numbers."
     found = _DIGITS.fullmatch(text)
@@ -210,7 +222,7 @@ def read_date(
     try:
         return (
             to_date(text)
-            if text[:4].isdecimal() and text[4:5] == "-" and len(text) > 9
+            if _ISO.match(text)
             else _numeric(text, order) or _short(text) or _worded(text)
         )
     except (ValueError, OverflowError):
@@ -220,13 +232,11 @@ def read_date(
 def find_order(
     cells: Mapping[str, int],  # that are not missing, and how often
     day_first: bool = False,  # whether the file writes dates, or numbers, as most of the world does
+    asked: str = "",  # dmy or mdy, where both fit; empty = found out
 ) -> tuple[str, dict[str, datetime], bool]:
     "Return the order, the dates among the cells, and whether it is beyond doubt."
-    first = (
-        ("dmy", "mdy")
-        if day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells)
-        else ("mdy", "dmy")
-    )
+    day_first = day_first or any(re.match(r"\d+\.\d+\.", c) for c in cells)
+    first = ("dmy", "mdy") if (asked or "dmy" * day_first) == "dmy" else ("mdy", "dmy")
     doubt = any(re.match(r"\d{1,2}[-/. ]\s?\d{1,2}[-/. ]", c) for c in cells)
     read = {
         o: {c: d for c in cells if (d := read_date(c, o))}
@@ -234,5 +244,5 @@ def find_order(
     }
     counts = {o: sum(cells[c] for c in dates) for o, dates in read.items()}
     best = max(counts, key=lambda o: counts[o])
-    sure = not any(counts[o] == counts[best] and read[o] != read[best] for o in read if o != best)
-    return best, read[best], sure
+    rivals = (o for o in read if counts[o] == counts[best] and read[o] != read[best])
+    return best, read[best], bool(asked) or not any(rivals)

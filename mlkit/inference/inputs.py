@@ -211,10 +211,10 @@ class Inputs:
         return path
 
     def _check(self, table: _Table) -> None:
-        if self.spec.kind != "table":
+        wanted = self._wanted(table)
+        if not wanted:
             self._holder(table)
             return
-        wanted = [c.name for c in self.spec.columns]
         lacking = [name for name in wanted if name not in table.names]
         if lacking == wanted:
             raise BatchError(
@@ -222,6 +222,12 @@ class Inputs:
             )
         if lacking:
             self.lacking[table.name] = lacking
+
+    def _wanted(self, table: _Table) -> list[str]:
+        "Return the model's columns that a row is made of; none where one column holds the input."
+        columns = [getattr(c, "name", c) for c in getattr(self.spec, "columns", ())]
+        own = self.spec.kind == "table" or (not self.column and set(columns) & set(table.names))
+        return columns if own else []
 
     def _holder(self, table: _Table) -> str:  # the column that holds the input
         usual = {"image": "path", "text": "text"}[self.spec.kind]
@@ -233,7 +239,8 @@ class Inputs:
         return name
 
     def _items(self, table: _Table) -> Iterator[Item]:
-        holder = self._holder(table) if self.spec.kind != "table" else ""
+        wanted = self._wanted(table)
+        holder = "" if wanted else self._holder(table)
         folder = table.path.parent if table.path else Path()
         for number, row in enumerate(table, 1):
             name = f"{table.name}:{number}"
@@ -241,8 +248,11 @@ class Inputs:
                 yield Item(name, None, (None,) * len(self.columns), row)
                 continue
             kept = tuple(map(row.get, self.columns))
-            if not holder:
+            if self.spec.kind == "table":
                 yield Item(name, _of_model(row, self.spec.columns), kept)
+            elif wanted:
+                texts = {c: to_text(row[c]) or None for c in wanted if c in row}
+                yield Item(name, texts, kept)
             elif self.spec.kind == "text":
                 text = row.get(holder)
                 yield Item(name, {"text": text.strip() if isinstance(text, str) else text}, kept)

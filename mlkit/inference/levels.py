@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
+from .orientation import orientation_of, upright
+
 Levels = tuple[float, float]  # what becomes 0 and what becomes 255
 
 # %% ../../nbs/inference/01_levels.ipynb #8f1c1560
@@ -87,7 +89,7 @@ def choose_levels(
 def for_eyes(
     image: Image.Image,  # opened; its pixels are not read yet
 ) -> Image.Image:
-    "Return the image in RGB; one of more than 8 bits from its own least to its own greatest value."
+    "Return the image upright and in RGB; one of more than 8 bits from its own least to its own greatest value."
     levels = choose_levels([found])[0] if is_deep(image) and (found := extent(image)) else None
     image.load()  # its file may be closed next
-    return to_color(image, "RGB", levels)
+    return upright(to_color(image, "RGB", levels), orientation_of(image))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..bundle.graph import GraphError, check_graph
 from ..bundle.manifest import BundleError, InputError, Manifest, read_file, read_manifest
 from ..config import MlkitError
 from .answers import named
@@ -55,7 +56,7 @@ class Predictor:
         folder: Path,  # a bundle
         *,
         max_megapixels: float = 64,  # largest picture, by its header
-        heavy_megapixels: float = 8,  # larger ones are read one at a time where callers share
+        heavy_megapixels: float = 8,  # larger ones, as they are decoded, are read when there is room where callers share
         precision: Literal["auto", "fp32", "int8"] = "fp32",  # auto = int8 where it was kept
         engine: str
         | Probe
@@ -80,6 +81,7 @@ class Predictor:
         graph = self._file(name)
         self.graph_bytes = len(graph)
         try:
+            check_graph(graph)
             if engine is None or self.probe:
                 like = self.probe or _PLAIN
                 self.engine = open_engine(like.engine, graph, like.lanes)
@@ -89,7 +91,7 @@ class Predictor:
             else:
                 blank = self.reader.read_all([self.question])[0]
                 self.engine, self.probe = choose(graph, blank, wanted=engine)
-        except EngineError as e:
+        except (EngineError, GraphError) as e:
             raise BundleError(f"{self.folder}: {name}: {e}", [name]) from e
 
     def _file(self, name: str) -> bytes:
@@ -145,9 +147,13 @@ class Predictor:
         return named(row, self.manifest, note, temperature=self.temperature)
 
     def check_golden(self) -> None:
-        "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently."
-        if not self.manifest.golden:
-            self.forward(self.reader.read_all([self.question])[0])
+        "Ask the bundle's golden inputs, or a blank one; raise `BundleError` naming the one that is answered differently, or a graph that does not fit its manifest."
+        row, names = self.forward(self.reader.read_all([self.question])[0])[0], self.manifest.vocab
+        if self.manifest.output.kind != "mask" and row.shape != (len(names),):
+            said = (
+                f"the graph answers in the shape {row.shape}, and the manifest names {len(names)}"
+            )
+            raise BundleError(f"{self.folder}: {said}", [GRAPHS[self.precision]])
         for golden in self.manifest.golden:
             asked = self.reader.from_file(self._file(golden.file))
             row = self.digest(self.forward(self.reader.read_all([asked])[0])[0])

@@ -146,8 +146,9 @@ class RowCleaner:
             return self._json[name](value)
         whole = isinstance(value, float) and value.is_integer()
         text = str(int(value)) if whole else str(value)
-        long = self.columns[name].type == "text" and abs(value) > 2**53
-        return text if long or text in self.words.get(name, ()) else value
+        if self.columns[name].type == "date":  # 20240131
+            return self._json[name](text) if self.columns[name].order else value
+        return text if abs(value) > 2**53 or text in self.words.get(name, ()) else value
 
     def clean_text(
         self,

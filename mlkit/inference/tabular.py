@@ -19,7 +19,7 @@ import numpy as np
 from ..bundle.manifest import Category, Column, InputError, Number, TableInput
 from ..config import listed
 from .dates import DATE_PARTS, date_part, to_date  # noqa: F401  (they were here before)
-from .reader import Reader
+from .reader import Reader, parsed
 from .row_cleaner import RowCleaner
 from .values import is_missing  # noqa: F401  (it was here before)
 
@@ -297,7 +297,7 @@ class RowReader(Reader):
     ) -> dict[str, Any]:
         "Return the row; raise `InputError`."
         try:
-            return self.from_json(json.loads(text), place)
+            return self.from_json(parsed(text), place)
         except (ValueError, TypeError, RecursionError) as e:
             raise InputError(f"{place}: a row in JSON is expected", kind="invalid") from e
 

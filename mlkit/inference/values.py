@@ -56,12 +56,25 @@ _NOTHING = {
 }
 
 # %% ../../nbs/inference/01_values.ipynb #43183210
+_NOTHING |= {
+    *"unknown|not available|not applicable|no data|missing|n.d.|tbd|k.a.|k. a.|keine angabe".split(
+        "|"
+    ),
+    *"unbekannt|fehlt|n.v.|non renseigné|inconnu|n.c.|s/d|sin datos|desconocido".split("|"),
+    *"non disponibile|sconosciuto|onbekend|desconhecido|нет данных|н/д|不明|なし|无|未知".split(
+        "|"
+    ),
+}
+
+
 def is_missing(
     text: str,  # of a cell
     kind: str,  # of the column, as a manifest names it
 ) -> bool:
     "Return whether a cell holds no value: empty, or a mark for nothing in a column that holds no words."
-    return not text or (kind != "text" and text.strip().lower() in _NOTHING)
+    bare = text.strip()
+    none = bare.lower() in _NOTHING or (kind == "date" and not bare.strip("0"))
+    return not text or (kind != "text" and none)
 
 # %% ../../nbs/inference/01_values.ipynb #106424fb
 _SAME = str.maketrans("−–’‘ʼ\u00a0\u202f\u2009\u2007", "--'''    ")
@@ -76,6 +89,9 @@ _NUMBER = re.compile(
     r"(?P<digits>\d(?:[\d.,'_ ]*\d)?[.,]?|[.,]\d+)(?P<exponent>[eE][-+]?\d{1,3}|[dD][-+]\d{1,3})?"
     r"\s?(?P<after>[^\W\d_][^\s\d,()]{0,14}[23]?(?: [^\W\d_]{1,10})?|[^\w\s.,()+-][^\s\d,()]{0,6})?(?P<minus>-)?(?P<close>\))?"
 )
+
+
+_NO_CENTS = re.compile(r"(?<=\d)([.,])(?:-{1,2}|—)(?=$|\s)")  # of `kr 4.198,-`, which is no minus
 
 
 def is_currency(
@@ -99,7 +115,8 @@ def taken_apart(
     text: str,
 ) -> Written | None:
     "Return the parts of a cell, None where it is no number however it is read."
-    found = _NUMBER.fullmatch(text.translate(_SAME).strip())
+    bare = _NO_CENTS.sub(r"\1", text.translate(_SAME).strip())
+    found = _NUMBER.fullmatch(bare)
     if not found or bool(found["open"]) != bool(found["close"]):
         return None
     before, after = found["before"] or "", found["after"] or ""

@@ -38,7 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..bundle.files import write_whole
 from ..config import MlkitError, Settings
 from .views import Views, find_views
-from .vision import OpenByLevels
+from .vision import OpenImage
 from ..progress import progress
 
 # %% ../../nbs/preprocess/07_cache.ipynb #040774ad
@@ -52,7 +52,7 @@ class ImageTransform:
 
     kind: type[PILBase]  # of picture, by its colours
     resize: Resize
-    opened: OpenByLevels | None = None  # how, where there are images of more than 8 bits
+    opened: OpenImage | None = None  # how, where it is not fastai that opens images
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,33 +63,25 @@ class ImageTransform:
     def pixels(
         self,
         path: Path,  # a picture
-        exact: bool,  # decoded in full, as the server does
     ) -> np.ndarray:
         "Return the picture as height × width × channels; raise `CacheError` when it cannot be read."
         try:
-            if self.opened:
-                picture = self.opened(path)
-            else:
-                picture = self.kind.create(path) if exact else self._draft(path)
+            picture = self.opened(path) if self.opened else self.kind.create(path)
         except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
             raise CacheError(
                 f"{path} cannot be read any more: {e}; `mlkit data` lists what can"
             ) from e
         return np.asarray(self.resize(picture, split_idx=1)).reshape(self.shape)
 
-    def _draft(self, path: Path) -> PILBase:
-        with Image.open(path) as image:
-            image.draft(None, self.resize.size)
-            return self.kind(image.convert(self.kind._open_args["mode"]))
-
     def key(
         self,
-        contents: Iterable[tuple[str, bool]],  # SHA-256 of each file, and whether it is exact
+        contents: Iterable[str],  # SHA-256 of each file
     ) -> str:
         "Return the name of what is kept: the same files treated alike, wherever they lie, have the same."
         how = (str(self.resize.method), str(self.resize.pad_mode), int(self.resize.mode))
-        told = [1, self.kind.__name__, self.shape, how, list(contents)]
-        told = json.dumps(told + ([self.opened.levels] if self.opened else []))
+        told = [2, self.kind.__name__, self.shape, how, list(contents)]
+        opened = self.opened
+        told = json.dumps(told + ([opened.levels, opened.exif, opened.least] if opened else []))
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -102,7 +94,7 @@ def find_recipe(
         return None
     kind = type(dls.valid_ds.tls[0][0])
     opened = dls.valid_ds.tls[0].tfms.fs[-1]
-    opened = opened if isinstance(opened, OpenByLevels) else None
+    opened = opened if isinstance(opened, OpenImage) else None
     return ImageTransform(kind, steps[0], opened) if issubclass(kind, PILBase) else None
 
 # %% ../../nbs/preprocess/07_cache.ipynb #7d47732b
@@ -146,17 +138,15 @@ def pixels(
     if recipe is None:
         return None
     paths = [*_files(dls.train_ds), *_files(dls.valid_ds)]
-    exact = [i >= len(dls.train_ds) for i in range(len(paths))]
     folder, shape = settings.paths.cache.expanduser() / "pixels", (len(paths), *recipe.shape)
     pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1))
     try:
-        contents = zip(pool.map(_sha256, paths), exact, strict=True)
-        path = folder / f"{recipe.key(contents)}.npy"
+        path = folder / f"{recipe.key(pool.map(_sha256, paths))}.npy"
         if (found := _open(path, shape)) is not None:
             return found
         needed = int(np.prod(shape, dtype=np.int64))
         _make_room(folder, needed, settings.data.cache_gb * 1e9)
-        _write(path, shape, pool.map(recipe.pixels, paths, exact))
+        _write(path, shape, pool.map(recipe.pixels, paths))
     except OSError as e:
         print(f"no cache of pictures, they are read from their files: {e}", file=sys.stderr)
         return None

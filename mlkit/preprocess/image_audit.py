@@ -21,7 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config import Settings
 from ..inference.levels import Levels, choose_levels, extent
-from ..inference.vision import open_image
+from ..inference.orientation import upright_size
+from ..inference.vision import Opened, open_image
 from .audit import FileAudit, Record, few_of, names_of, rows_of_files
 from .image_source import read_source
 from mlkit.preprocess.mask_values import (
@@ -32,6 +33,7 @@ from mlkit.preprocess.mask_values import (
     mask_table,
     misfit,
 )
+from .mirroring import spoiled_by
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
 from .source import Example
 from ..progress import progress
@@ -44,13 +46,13 @@ class ImageRecord(Record):
     width: int = 0
     height: int = 0
     mode: str = ""
-    rotated: bool = False  # an EXIF orientation that fastai, and so mlkit, does not apply
+    orientation: int = 1  # by EXIF, as the file has it
     extent: tuple[float, ...] = ()  # of the values, where they have more than 8 bits
     color: tuple[int, ...] | None = None  # that all of it has
     hidden: bool = False  # all of it is in the transparency, which is not read
     mask_sha256: str = ""
     mask: MaskValues | None = None
-    mask_rotated: bool = False
+    mask_orientation: int = 1
 
     @property
     def truth(self) -> str:
@@ -58,7 +60,7 @@ class ImageRecord(Record):
         return self.mask_sha256 or self.example.label
 
 
-def _look(example: Example, most: float) -> ImageRecord:
+def _look(example: Example, most: float, exif: str) -> ImageRecord:
     if example.problem:
         return ImageRecord(example, "", example.problem)
     try:
@@ -67,13 +69,19 @@ def _look(example: Example, most: float) -> ImageRecord:
         return ImageRecord(example, "", e.strerror or "cannot be opened")
     seen = ImageRecord(example, hashlib.sha256(data).hexdigest())
     try:
-        image, deep = open_image(data, max_megapixels=most)
-        size = {"width": image.width, "height": image.height, "mode": image.mode}
-        seen = replace(seen, **size, rotated=image.getexif().get(274, 1) != 1)
-        seen = replace(seen, **_colors(image, deep))
-    except Exception as e:  # a damaged tag raises what it will
+        opened = open_image(data, max_megapixels=most)
+        width, height = _size(opened, exif)
+        seen = replace(seen, width=width, height=height, mode=opened.image.mode)
+        seen = replace(seen, orientation=opened.orientation, **_colors(opened.image, opened.deep))
+    except Exception as e:  # decoders raise what they will
         return replace(seen, problem=_what(e))
-    return _look_at_mask(seen, most) if isinstance(example.target, Path) else seen
+    return _look_at_mask(seen, most, exif) if isinstance(example.target, Path) else seen
+
+
+def _size(opened: Opened, exif: str) -> tuple[int, int]:
+    "Width and height of the image as the model sees it."
+    as_it_is = opened.turned or exif == "ignore"
+    return upright_size(opened.image.size, 1 if as_it_is else opened.orientation)
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #2705d119
 def _what(error: Exception) -> str:
@@ -104,25 +112,48 @@ def _one_color(image: Image.Image) -> tuple[int, ...] | None:
     return tuple(least for least, _ in bands) if all(a == b for a, b in bands) else None
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #c1b82eb5
-def _look_at_mask(seen: ImageRecord, most: float) -> ImageRecord:
+def _look_at_mask(seen: ImageRecord, most: float, exif: str) -> ImageRecord:
     path, size = seen.example.target, (seen.width, seen.height)
     try:
         data = path.read_bytes()
-        image, _ = open_image(data, max_megapixels=most)
-        mask, turned = look_at(image), image.getexif().get(274, 1) != 1
+        opened = open_image(data, max_megapixels=most)
+        mask, its_size = look_at(opened.image), _size(opened, exif)
     except MaskError as e:
         return replace(seen, problem=str(e))
     except Exception as e:  # as above
         return replace(seen, problem=f"the mask: {_what(e)}")
-    if image.size != size:
-        sizes = " × ".join(map(str, image.size)), " × ".join(map(str, size))
+    if its_size != size:
+        sizes = " × ".join(map(str, its_size)), " × ".join(map(str, size))
         said = "the mask is {} pixels, the image {}".format(*sizes)
-        if seen.rotated != turned and image.size == size[::-1]:
-            which = "image" if seen.rotated else "mask"
-            said += f": the {which} is turned by EXIF, which is not applied; save it turned"
+        if seen.orientation != opened.orientation and its_size == size[::-1]:
+            said += _turned_apart("image" if seen.orientation > 1 else "mask", exif)
         return replace(seen, problem=said)
     digest = hashlib.sha256(data).hexdigest()
-    return replace(seen, mask_sha256=digest, mask=mask, mask_rotated=turned)
+    return replace(seen, mask_sha256=digest, mask=mask, mask_orientation=opened.orientation)
+
+
+def _turned_apart(which: str, exif: str) -> str:  # of image and mask, the one with a tag
+    if exif == "ignore":
+        return f": the {which} is turned by EXIF, which is not applied; save it turned, or set data.exif=apply"
+    other = "mask" if which == "image" else "image"
+    return f": the {which} is turned by EXIF, and the {other} has no such tag; turn the {other}, or set data.exif=ignore"
+
+# %% ../../nbs/preprocess/02_image_audit.ipynb #3c9d5e13
+def _apart(records: Sequence[ImageRecord], exif: str) -> list[str]:
+    "What is to be said of images and masks that are turned differently."
+    fits: dict[str, list[ImageRecord]] = {}
+    for r in records:
+        if r.problem is None and r.orientation != r.mask_orientation:
+            # one that is turned by 90° fits the other in one way, unless it is square
+            sure = (r.orientation > 4) != (r.mask_orientation > 4) and r.width != r.height
+            seen = "upright" if exif == "apply" else "as they are stored"
+            said = f"by their sizes they fit {seen}" if sure else _SEE
+            fits.setdefault(said, []).append(r)
+    differ = "image and mask are turned differently by EXIF"
+    return [f"{differ}: {few_of(names_of(rs))}; {said}" for said, rs in fits.items()]
+
+
+_SEE = "see whether they lie on each other"
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #e0386330
 def audit(
@@ -131,18 +162,23 @@ def audit(
 ) -> "ImageAudit":
     "Return what is in the source, every file read; progress is shown in a terminal."
     found = read_source(source, settings)
-    look = partial(_look, most=settings.api.max_megapixels)
+    exif = settings.data.exif
+    look = partial(_look, most=settings.api.max_megapixels, exif=exif)
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool, progress() as bar:
         seen = pool.map(look, found.examples)
         records = tuple(bar.track(seen, len(found.examples), description="Reading"))
     names, table, notes = found.names, None, list(found.notes)
     if found.task == MASKS:
         records, table, said = _by_table(records, names)
-        names, notes = table.labels if table else (), notes + said
+        notes += said + _apart(records, exif)
+        names = table.labels if table else ()
     records, levels, said = _by_levels(records)
     notes = (*notes, *said, *_plain_ones(records))
-    reasons = (found.reason,)
-    return ImageAudit(source, records, found.task, reasons, names, notes, levels, table)
+    seen = ImageAudit(
+        source, records, found.task, (found.reason,), names, notes, levels, table, exif
+    )
+    spoiled = spoiled_by(seen.task, seen.labels, seen.readable)
+    return replace(seen, notes=(*notes, *spoiled.notes(settings.data)))
 
 
 def _by_table(
@@ -154,13 +190,7 @@ def _by_table(
     except MaskError as e:
         return tuple(replace(r, problem=str(e)) if r.mask else r for r in records), None, []
     fit = [replace(r, problem=misfit(r.mask, table)) if r.mask else r for r in records]
-    apart = [r for r in fit if r.problem is None and r.rotated != r.mask_rotated]
-    notes = list(table.notes)
-    if apart:
-        notes.append(
-            f"image and mask are turned differently by EXIF, which is not applied: {few_of(names_of(apart))}; see whether they lie on each other"
-        )
-    return tuple(fit), table, notes
+    return tuple(fit), table, list(table.notes)
 
 # %% ../../nbs/preprocess/02_image_audit.ipynb #dd4ec5e0
 def _by_levels(
@@ -202,6 +232,7 @@ class ImageAudit(FileAudit):
     task: str = CLASS
     levels: Levels | None = None  # what becomes 0 and 255 of images of more than 8 bits
     masks: MaskTable | None = None  # what the values of masks mean
+    exif: str = "apply"  # what becomes of an orientation
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -263,7 +294,7 @@ class ImageAudit(FileAudit):
             "parts": {part: self._part(part) for part in self.parts},
             **{k: {"min": min(v), "max": max(v)} if v else None for k, v in sizes.items()},
             "modes": dict(Counter(r.mode for r in self.readable)),
-            "rotated_by_exif": sum(r.rotated for r in self.readable),
+            "rotated_by_exif": sum(r.orientation > 1 for r in self.readable),
             "one_color": sum(r.color is not None for r in self.readable),
             **({"levels": self.levels} if self.levels else {}),
             **({"masks": self.masks.to_dict()} if self.masks else {}),
@@ -287,6 +318,7 @@ class ImageAudit(FileAudit):
         ranges = "{min:g} to {max:g}, mean {mean:g}, standard deviation {std:g}"
         sizes = "{}–{} × {}–{} pixels"
         turned = facts["rotated_by_exif"]
+        by_exif = f"{turned}, turned upright" if self.exif == "apply" else f"{turned}, as stored"
         return [
             ("examples", f"{facts['examples']} {what}"),
             *((name, ranges.format(**n)) for name, n in self.numbers.items()),
@@ -298,10 +330,6 @@ class ImageAudit(FileAudit):
             ),
             ("modes", ", ".join(f"{m}: {n}" for m, n in facts["modes"].items()) or "–"),
             *((part, f"{counted[part]} examples") for part in self.parts),
-            *(
-                [("rotated by EXIF", f"{turned} (fastai shows them unrotated, so does the server)")]
-                if turned
-                else []
-            ),
+            *([("rotated by EXIF", f"{by_exif} (data.exif={self.exif})")] if turned else []),
             *rows_of_files(facts),
         ]

@@ -10,10 +10,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from .cells import SUFFIX
+from .file_index import file_columns, index_of
 from mlkit.preprocess.layouts import (
     Placed,
     by_folder,
@@ -25,28 +28,30 @@ from mlkit.preprocess.layouts import (
     numbers_beside,
     placed_things,
     settle,
+    told_of_folders,
 )
 from mlkit.preprocess.named_files import (
     CLASS,
     LABELS,
     MASKS,
     NUMBERS,
-    FileIndex,
+    check_found,
     check_unread,
-    file_columns,
     named_files,
+    names_an_image,
     names_in,
     settled_rows,
 )
 from mlkit.preprocess.source import (
+    Cells,
     DataError,
     Example,
     Examples,
     Source,
+    file_names,
     look,
     role_of,
     text_table,
-    walk,
 )
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #adf98a2a
@@ -81,21 +86,26 @@ def one_spelling(
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #004ad9a2
 def _of_classes(found: Source, settings: Settings) -> Examples | None:
-    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, notes = settle(_placed(found.root, found.images), "images")
     if len({p.label for p in kept}) < 2 or folders_in_all(found.root, kept):
         return None
     if not settings.data.task and (path := _says_otherwise(found, kept, settings)):
         raise DataError(
             f"{found.given!r}: folders say a class of each image, and {path.name} says another; give {path}, or leave it out with data.ignore={path.name}"
         )
+    notes += told_of_folders(found.root, kept, split_names(settings.data.ignore))
     return _examples(found, kept, "folders of images, a class each", notes)
 
 
-def _unmasked(found: Source) -> list[Path]:
-    "Return the images without those that are masks of others: they are of no class."
-    placed, _ = mask_pairs(found.root, found.images) or ([], "")
+_pairs = lru_cache(maxsize=2)(mask_pairs)  # several ways ask, and the audit asks again
+
+
+@lru_cache(maxsize=2)
+def _placed(root: Path, images: tuple[Path, ...]) -> tuple[Placed, ...]:
+    "Return the images as their folders say, without those that are masks of others: they are of no class."
+    placed, _ = _pairs(root, images) or ([], "")
     masks = {p.mask for p in placed if p.mask != p.path}
-    return [p for p in found.images if p not in masks]
+    return tuple(by_folder(root, [p for p in images if p not in masks]))
 
 
 def _examples(
@@ -108,7 +118,7 @@ def _examples(
 
 
 def _of_names(found: Source, settings: Settings) -> Examples | None:
-    given, placed = settings.data.label_pattern, by_folder(found.root, _unmasked(found))
+    given, placed = settings.data.label_pattern, _placed(found.root, found.images)
     if given:
         files = [p.path.relative_to(found.root) for p in placed]
         kept, notes = settle(
@@ -135,7 +145,7 @@ def _of_names(found: Source, settings: Settings) -> Examples | None:
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #cef8c221
 def _of_masks(found: Source, settings: Settings) -> Examples | None:
-    if not (pairs := mask_pairs(found.root, found.images)):
+    if not (pairs := _pairs(found.root, found.images)):
         return None
     placed, reason = pairs
     if "test" in (parts := {p.part for p in placed if p.mask}) and "valid" not in parts:
@@ -194,7 +204,8 @@ def _of_tables(found: Source, settings: Settings) -> Examples | None:
         ]
         kept, notes = settled_rows(rows)
         examples = replace(examples, examples=kept, notes=(*examples.notes, *notes))
-    reason = f"{' and '.join(p.name for p in each)}, {examples.reason}"
+    names = {p.name for p in each} if len(each) < 2 else {_within(found, p) for p in each}
+    reason = f"{' and '.join(sorted(names))}, {examples.reason}"
     return replace(examples, reason=reason, read=tuple(each))
 
 
@@ -202,15 +213,28 @@ def _naming(found: Source, settings: Settings) -> dict[Path, Source]:
     "Return the tables that name images, with those that each means: the ones beside it or below, else any."
     naming = {}
     for path in (p for p in found.tables if "submission" not in p.stem.lower()):
-        cells = text_table(path, settings)
+        cells = _cells(path, settings)
         below = tuple(p for p in found.images if p.is_relative_to(path.parent))
         for near in (replace(found, root=path.parent, images=below), found):
-            if file_columns(cells.columns, FileIndex(near.folder, near.images)):
+            if file_columns(cells.columns, index_of(near)):
                 naming[path] = near
                 break
         else:
             check_unread(path, cells, found)
+    for path in found.tables if not naming else ():
+        check_found(path, _cells(path, settings), found)
     return naming
+
+
+def _within(found: Source, path: Path) -> str:
+    return path.relative_to(found.folder).as_posix()
+
+
+def _cells(path: Path, settings: Settings) -> Cells:
+    "Return the cells of a table without the columns that `data.ignore` names."
+    cells, ignored = text_table(path, settings), split_names(settings.data.ignore)
+    left = {c: v for c, v in cells.columns.items() if c not in ignored}
+    return replace(cells, columns=left) if len(left) < len(cells.columns) else cells
 
 
 def _part_of_table(top: Path, path: Path) -> str:
@@ -221,15 +245,23 @@ def _part_of_table(top: Path, path: Path) -> str:
 
 def _of_table(found: Source, settings: Settings) -> Examples | None:
     "A table that was given by name: its images lie beside it or below, else in a folder beside its own."
-    cells = text_table(found.root, settings)
+    cells = _cells(found.root, settings)
     folders = (f for f in _around(found.root) if _may_name(cells.columns, f))
     near = [look(str(f), settings, most=_MOST) for f in folders]
-    hits = (
-        n for n in near if n.images and file_columns(cells.columns, FileIndex(n.folder, n.images))
-    )
+    hits = (n for n in near if n.images and _names(cells.columns, n, found.root))
     if (hit := next(hits, None)) is None and near:
         check_unread(found.root, cells, near[0])
     return named_files(found.root, cells, hit or found, settings.data)
+
+
+def _names(columns: Mapping[str, Sequence[str]], near: Source, table: Path) -> bool:
+    "Return whether a column names images there. Above the table's folder others' files lie as well, and numbers mean them only if they name nearly all."
+    named = file_columns(columns, index_of(near))
+    if near.folder.absolute() == table.absolute().parent:
+        return bool(named)
+    numbers = {n for n in named if all(c.isdigit() for c in columns[n])}
+    many = (len({p for p in named[n] if p}) >= 0.9 * len(near.images) for n in numbers)
+    return len(numbers) < len(named) or any(many)
 
 
 _FIRST, _MOST = 200, 50_000  # cells of a column; files around a table, which may lie anywhere
@@ -243,10 +275,18 @@ def _around(table: Path) -> list[Path]:
 
 def _may_name(columns: Mapping[str, Sequence[str]], folder: Path) -> bool:
     "Return whether a file below the folder is called as some cell: most tables name none, and reading what lies around them takes seconds."
-    some = {c.replace("\\", "/").rpartition("/")[2] for v in columns.values() for c in v[:_FIRST]}
-    words = {word for c in some - {""} for word in (c, c.rpartition(".")[0])} - {""}
-    files = islice(walk(folder), _MOST)
-    return any(p.name in words or p.stem in words or p.suffix == ".zip" for p in files)
+    named = [
+        {c.replace("\\", "/").rpartition("/")[2] for c in v[:_FIRST]} for v in columns.values()
+    ]
+    whole = {c for cells in named for c in cells if SUFFIX.search(c)}
+    bare = set().union(*named) - whole - {""}
+    stems, ends = {c.rpartition(".")[0] for c in whole}, set()
+    for _, name in islice(file_names(folder), _MOST):
+        stem, dot, end = name.rpartition(".")
+        if name in whole or (dot and stem in stems) or (whole and end.lower() == "zip"):
+            return True
+        ends |= {stem, name}
+    return any(4 * len(cells & ends & bare) >= len(cells) for cells in named if cells & bare)
 
 # %% ../../nbs/preprocess/01_image_source.ipynb #3e90aa02
 def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -> Path | None:
@@ -255,7 +295,7 @@ def _says_otherwise(found: Source, kept: Sequence[Placed], settings: Settings) -
     try:
         for path, near in _naming(found, settings).items():
             columns = text_table(path, settings).columns
-            paths, *_ = file_columns(columns, FileIndex(near.folder, near.images)).values()
+            paths, *_ = file_columns(columns, index_of(near)).values()
             rows = [(i, label[p]) for i, p in enumerate(paths) if p in label]
             agrees = any(_as_folders([(v[i], said) for i, said in rows]) for v in columns.values())
             if agrees or len({paths[i] for i, _ in rows}) < 0.9 * len(label):
@@ -276,10 +316,22 @@ def _as_folders(pairs: Sequence[tuple[str, str]]) -> bool:
     words, labels = ({pair[i] for pair in pairs} for i in (0, 1))
     return 2 * alike >= len(pairs) or len(set(pairs)) == len(words) == len(labels)
 
+# %% ../../nbs/preprocess/01_image_source.ipynb #4c1157a2
+def _lists_images(found: Source) -> Path | None:
+    "Return the text whose lines begin with names of the images: train.txt of `jpg/image_1.jpg 16`."
+    index = index_of(found)
+    for path in sorted(found.texts[:20], key=lambda p: role_of(p.stem).part != "train"):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            first = [line.replace(",", " ").split()[:1] for line in islice(lines, 50)]
+        hits = sum(bool(word and names_an_image(word[0]) and index.find(word[0])) for word in first)
+        if len(first) >= 5 and hits >= 0.9 * len(first):
+            return path
+    return None
+
 # %% ../../nbs/preprocess/01_image_source.ipynb #e10c79fb
 def _of_either(found: Source, settings: Settings) -> None:
     "Raise `DataError` where folders do not say which of them are the classes."
-    kept, _ = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, _ = settle(_placed(found.root, found.images), "images")
     if same := folders_in_all(found.root, kept):
         upper = sorted({p.label for p in kept})
         raise DataError(
@@ -292,7 +344,10 @@ def _of_rest(found: Source, settings: Settings) -> Examples | None:
     "What cannot be learned: boxes and points, or a single class, which is refused later by name."
     if what := placed_things(found.root, found.images, (*found.texts, *found.unread)):
         raise DataError(f"{found.given!r}: {what}. {_ONE_ANSWER}")
-    kept, notes = settle(by_folder(found.root, _unmasked(found)), "images")
+    kept, notes = settle(_placed(found.root, found.images), "images")
+    notes += told_of_folders(found.root, kept, split_names(settings.data.ignore))
+    if len({p.label for p in kept}) < 2 and (path := _lists_images(found)):
+        raise DataError(f"{found.given!r}: {path.name} lists its images; give {path}")
     one = kept and not found.table
     return _examples(found, kept, "folders of images, a class each", notes) if one else None
 

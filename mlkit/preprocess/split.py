@@ -91,6 +91,8 @@ class Split:
     levels: Levels | None = None  # what becomes 0 and 255 of images of more than 8 bits
     masks: MaskTable | None = None  # what the values of masks mean
     about: Mapping[str, str] = field(default_factory=dict, repr=False)  # what a card says besides
+    columns: tuple[str, ...] = ()  # of a table, that hold the texts
+    unread: tuple[str, ...] = ()  # of a table of texts, the others
 
     unit = ""  # what an example is called on a card
 
@@ -151,9 +153,13 @@ def split(
         raise DataError(
             f"{found.source!r}: {len(parts[0])} examples would teach and {len(parts[1])} judge; change data.valid, data.group or data.time"
         )
-    images = [getattr(found, what, None) for what in ("levels", "masks")]
+    own = {
+        what: getattr(found, what)
+        for what in ("levels", "masks", "columns", "unread")
+        if hasattr(found, what)
+    }
     about = _about(found) | _said_of(near, found, held)
-    return Split(*parts, found.labels, found.fingerprint, found.task, how, *images, about)
+    return Split(*parts, found.labels, found.fingerprint, found.task, how, about=about, **own)
 
 
 def _held(found: FileAudit, settings: Settings, near: Sequence[NearPair]) -> tuple[list[bool], str]:
@@ -201,8 +207,13 @@ def _check_enough(found: FileAudit, data: DataSettings) -> None:
     if told := getattr(found, "refusal", ""):
         raise DataError(f"{found.source!r} has nothing to learn from: {told}{bad}")
     if len(found.labels) < 2 and found.task not in (LABELS, NUMBERS):
+        way = (
+            "; data.label_pattern takes classes from the names of files"
+            if found.task == CLASS
+            else ""
+        )
         raise DataError(
-            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{bad}"
+            f"{found.source!r} has one class, {found.labels[0]!r}; at least two are needed to tell apart{way}{bad}"
         )
     _check_parts(found)
     if found.task in (MASKS, NUMBERS):

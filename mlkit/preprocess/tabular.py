@@ -170,8 +170,9 @@ def _check_enough(found: TabularAudit, least: int) -> None:
         counted = listed([f"{label} ({n})" for label, n in (few or counts).items()])
         numbers = type_of(found.usable[name]) == "number" and len(counts) > 2
         other = " If they are amounts, set data.task=table-regression." if numbers else ""
+        told = "".join(f" {note}." for note in found.notes if note.startswith(f"{name}: "))
         raise DataError(
-            f"{len(few)} of {len(counts)} classes of {name!r} have fewer than {least} rows: {counted}.{other} "
+            f"{len(few)} of {len(counts)} classes of {name!r} have fewer than {least} rows: {counted}.{told}{other} "
             "At least two classes are needed: add rows, set data.rare to other or drop, lower data.min_examples, or set data.target or data.task"
         )
 

@@ -118,7 +118,8 @@ def find_target(
     if kind == "classification":
         return Target(targets, kind, (why, because))
     if words := [t for t in targets if type_of(frame[t]) != "number"]:
-        told = [n for n in frame.attrs.get("notes", ()) if n.startswith(f"{words[0]}: ")]
+        notes = frame.attrs.get("read", {}).get("notes", ())
+        told = [n for n in notes if n.startswith(f"{words[0]}: ")]
         raise DataError(
             f"{', '.join(map(repr, words))} cannot be predicted as a number: it is a column of {type_of(frame[words[0]])}; name another in data.target"
             + "".join(f"; {note}" for note in told)
@@ -143,8 +144,8 @@ def _by_name(frame: pd.DataFrame, settings: Settings) -> tuple[tuple[str], str]:
     named = next((free[t] for t in _TARGETS if t in free), None)
     if named is not None:
         return (named,), f"target {named!r}: by its name; data.target says another"
-    able = [c for c in reversed(frame.columns) if c not in aside and _may_be_target(frame[c], c)]
-    last = next(iter(able), frame.columns[-1])
+    able = (c for c in reversed(frame.columns) if c not in aside and _may_be_target(frame[c], c))
+    last = next(able, frame.columns[-1])
     what = (
         "the last column"
         if last == frame.columns[-1]

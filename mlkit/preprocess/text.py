@@ -7,6 +7,7 @@ __all__ = ['text_block', 'dataloaders']
 
 # %% ../../nbs/preprocess/07_text.ipynb #9f3a8ff4
 import operator
+from collections.abc import Sequence
 from functools import partial
 
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -31,6 +32,8 @@ _PAD = "the padding"
 
 def text_block(
     tokenizer: Tokenizer,  # with a truncation
+    columns: Sequence[str] = (),  # of a table, whose texts were joined
+    unread: Sequence[str] = (),  # of the table, the others
 ) -> TransformBlock:
     "Return the `TransformBlock` from a text to its tokens."
     most = CHARACTERS * tokenizer.truncation["max_length"]
@@ -38,6 +41,7 @@ def text_block(
     pieces = [*sorted(ids, key=ids.get), _PAD]
     encode = Transform(partial(tokenizer.encode, add_special_tokens=False))
     encode.byte_pairs, encode.max_characters = tokenizer, most  # `input_spec` looks for them
+    encode.columns, encode.unread = tuple(columns), tuple(unread)
     return TransformBlock(
         type_tfms=[
             Transform(operator.itemgetter(slice(most))),
@@ -67,7 +71,10 @@ def dataloaders(
     lengths = [list(map(len, ids)) for ids in tokens]
     set_seed(settings.train.seed)
     block = DataBlock(
-        blocks=(text_block(tokenizer), CategoryBlock(vocab=list(parts.labels), sort=False)),
+        blocks=(
+            text_block(tokenizer, parts.columns, parts.unread),
+            CategoryBlock(vocab=list(parts.labels), sort=False),
+        ),
         get_x=ItemGetter(0),
         get_y=ItemGetter(1),
         splitter=by_flag,

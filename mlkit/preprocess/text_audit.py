@@ -76,9 +76,8 @@ def audit(
     else:
         records = map(_looked, examples.examples, examples.texts)
     reasons, most = (examples.reason,), settings.data.max_tokens
-    return TextAudit(
-        source, tuple(records), TASK, reasons, None, examples.notes, most, examples.columns
-    )
+    columns = examples.columns, examples.unread
+    return TextAudit(source, tuple(records), TASK, reasons, None, examples.notes, most, *columns)
 
 # %% ../../nbs/preprocess/07_text_audit.ipynb #548513e3
 _PIECES = 20_000
@@ -113,6 +112,7 @@ class TextAudit(FileAudit):
 
     max_tokens: int = 512  # that the model will read
     columns: tuple[str, ...] = ()  # of the table, that hold the texts
+    unread: tuple[str, ...] = ()  # of the table, the others
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataSettings, Settings, listed, split_names
+from ..inference.text import joined
 from .cells import counts_rows, is_number, mostly, part_column
 from .image_source import one_spelling
 from .layouts import by_folder, settle
+from .named_files import names_an_image
 from .source import DataError, Example, Examples, Source, text_table
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #11fb095d
@@ -33,7 +35,8 @@ def word_count(
     cell: str,
 ) -> float:
     "Return the number of words; in scripts without blanks, two signs are one."
-    return len(cell.split()) + len(_WITHOUT_BLANKS.findall(cell)) / 2
+    signs = 0 if cell.isascii() else len(_WITHOUT_BLANKS.findall(cell))
+    return len(cell.split()) + signs / 2
 
 
 def is_prose(
@@ -43,10 +46,10 @@ def is_prose(
 ) -> bool:
     "Return whether a column holds texts: eight words in the mean, three where its name says so, and nearly all different."
     some = [c for c in cells[:: max(1, len(cells) // _SOME)] if c]
-    if not some or 2 * len(set(some)) < len(some) or mostly(is_number, some):
-        return False
     least = 3 if name.strip().lower() in _NAMES else least
-    return sum(map(word_count, some)) >= least * len(some)
+    if not some or word_count(" ".join(some)) < least * len(some):
+        return False
+    return 2 * len(set(some)) >= len(some) and not mostly(is_number, some)
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #b2ec7ba3
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def _rank(name: str, columns: Mapping[str, Sequence[str]]) -> tuple[int, int]:
 
 # %% ../../nbs/preprocess/07_text_source.ipynb #e0b1110f
 def _find_label(columns: Mapping[str, Sequence[str]], prose: Sequence[str]) -> str | None:
+    columns = {c: v for c, v in columns.items() if not mostly(names_an_image, v)}  # of captions
     lower = {c.strip().lower(): c for c in reversed(columns) if c not in prose}
     named = next((lower[n] for n in _LABEL if n in lower), None)
     few = [c for c, v in columns.items() if c not in prose and 2 * len(set(v)) <= len(v)]
@@ -168,6 +172,7 @@ class TextExamples(Examples):
 
     texts: tuple[str, ...] | None = None  # of a table; None = each is a file
     columns: tuple[str, ...] = ()  # of the table, that hold them
+    unread: tuple[str, ...] = ()  # of the table, the others
 
 
 TASK = "text-classification"
@@ -214,10 +219,9 @@ def _of_table(path: Path, settings: Settings) -> TextExamples | None:
         )
         for i, label in enumerate(columns[found.label])
     ]
-    texts = tuple(
-        "\n".join(filter(None, cells))
-        for cells in zip(*(columns[t] for t in found.texts), strict=True)
-    )
+    texts = tuple(map(joined, zip(*(columns[t] for t in found.texts), strict=True)))
+    unread = tuple(c for c in columns if c not in found.texts)
+    notes = (*cells.notes, *found.notes)
     return TextExamples(
-        TASK, found.reason, tuple(examples), None, (*cells.notes, *found.notes), texts, found.texts
+        TASK, found.reason, tuple(examples), None, notes, texts, found.texts, unread
     )

@@ -42,6 +42,7 @@ class Kind(ABC):
 
     name: str  # such as image
     uses: frozenset[str] | None = None  # settings that not every kind has a use for; None = all
+    tried: bool = True  # whether a batch and an export are tried before the fit; False: its networks are known to pass
 
     @abstractmethod
     def match(self, found: Source, settings: Settings) -> Match | None:

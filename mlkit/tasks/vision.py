@@ -35,7 +35,7 @@ from ..preprocess.image_source import image_examples
 from ..preprocess.near_duplicates import find_near_duplicates, leave_alike
 from ..preprocess.source import Source
 from ..preprocess.split import Split
-from ..preprocess.vision import OpenByLevels, dataloaders
+from ..preprocess.vision import OpenImage, dataloaders
 from .kind import Kind, Match
 
 # %% ../../nbs/tasks/02_vision.ipynb #781e3c98
@@ -76,7 +76,8 @@ def described(
 ) -> dict[str, str]:
     "Return what the card says of the inputs."
     data = settings.data
-    return {"picture": f"{data.size} × {data.size} pixels, {data.resize}"}
+    turned = "turned as EXIF says" if data.exif == "apply" else "as stored, whatever EXIF says"
+    return {"picture": f"{data.size} × {data.size} pixels, {data.resize}, {turned}"}
 
 # %% ../../nbs/tasks/02_vision.ipynb #9c5ac757
 def split(
@@ -110,8 +111,9 @@ def input_spec(
     dl = learn.dls.valid
     spec: dict[str, Any] = {"color": _color(learn)}
     opened = learn.dls.valid_ds.tls[0].tfms.fs[-1]
-    if isinstance(opened, OpenByLevels):
-        spec["levels"] = opened.levels
+    if isinstance(opened, OpenImage):
+        spec |= {"levels": opened.levels, "exif": opened.exif}
+        spec |= {"decode": "draft" if opened.least else "full"}
     for t in _applied(dl.after_item):
         if type(t) is Resize:
             spec |= {
@@ -134,7 +136,13 @@ def input_spec(
             "the Learner has no item transform Resize, so its pictures have no one size; add Resize(px) to item_tfms",
             "Resize",
         )
-    return ImageInput(**spec)
+    said = ImageInput(**spec)
+    if isinstance(opened, OpenImage) and opened.least != said.least:
+        raise ExportError(
+            f"OpenImage(least={opened.least}) decodes JPEG for another size than {said.size}; give {2 * max(said.size)}, or 0 to decode in full",
+            "OpenImage",
+        )
+    return said
 
 
 def _numbers(values: torch.Tensor) -> tuple[float, ...]:
@@ -156,7 +164,7 @@ def _color(learn: Learner) -> str:
             f"the Learner's inputs are {name}, and pictures are PILImage or PILImageBW", name
         )
     last = lists[0].tfms.fs[-1]
-    if not (isinstance(last, OpenByLevels) or last.name.endswith(".create")):
+    if not (isinstance(last, OpenImage) or last.name.endswith(".create")):
         raise _unsayable(last, "type")
     return colors[made]
 
@@ -238,7 +246,8 @@ class ImageKind(Kind):
     name = "image"
     uses = frozenset(
         "data.label_pattern data.size data.resize data.augment data.flip data.cache_gb data.workers data.units "
-        "train.mixup train.tta train.augmentations_per_image train.head_epochs train.recipe".split()
+        "data.label_pattern data.size data.resize data.exif data.decode data.augment data.flip data.cache_gb data.workers data.units "
+        "train.mixup train.tta train.augmentations_per_image train.head_epochs".split()
     )
 
     match = staticmethod(match)
