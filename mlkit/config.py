@@ -196,7 +196,13 @@ class TrainSettings(_Section):
         le=10_000,
         description="passes over the training data, all phases together; 0 = by the task: 4 for pictures",
     )
-    lr: float = Field(0.0, ge=0, le=10, description="learning rate of the head; 0 = found")
+    recipe: Literal["auto", "few", "many"] = Field(
+        "auto",
+        description="of a pretrained network for images, few or many of them; auto = by their number",
+    )
+    lr: float = Field(
+        0.0, ge=0, le=10, description="learning rate of the head; 0 = found, or by the recipe"
+    )
     body_lr: float = Field(
         0.33, gt=0, le=1, description="pretrained body's learning rate as a share of the head's"
     )
@@ -204,7 +210,10 @@ class TrainSettings(_Section):
         10, ge=0, description="passes of a new head over kept features, all in epoch 1; 0 = none"
     )
     augmentations_per_image: int = Field(
-        1, ge=1, le=100, description="augmented views of a training picture among those features"
+        0,
+        ge=0,
+        le=100,
+        description="augmented views of a training picture among those features; 0 = by the recipe",
     )
     freeze: Literal["early", "none"] = Field(
         "early", description="early = the first layers of a pretrained body stay as they are"

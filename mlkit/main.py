@@ -75,6 +75,7 @@ def evaluate_model(
         + (" (pretrained)" if settings.model.pretrained or settings.model.weights else ""),
         "source": settings.data.source,
         **task.data.described(settings),
+        **({"recipe": done.recipe} if done.recipe else {}),
         "fit": f"{done.epochs} epochs, best {done.best_epoch}, learning rate {done.lr:.2g}, {done.precision} on {done.device}",
         "seed": settings.train.seed,
         "run": run.id,

@@ -45,9 +45,10 @@ def _described(stage: str, result: Any) -> str | Table:
         case "model":
             return f"Model: {result}"
         case "fit":
-            how = "found" if result.lr_found else "given"
+            recipe = f"Recipe: {result.recipe} (train.recipe)\n" if result.recipe else ""
+            how = "found" if result.lr_found else "set"
             early = ", stopped early" if result.stopped_early else ""
-            return f"Fit: {result.epochs} epochs in {result.seconds:.0f} s, best {result.best_epoch}{early}, learning rate {result.lr:.2g} ({how}), {result.precision} on {result.device}"
+            return f"{recipe}Fit: {result.epochs} epochs in {result.seconds:.0f} s, best {result.best_epoch}{early}, learning rate {result.lr:.2g} ({how}), {result.precision} on {result.device}"
         case "evaluation":
             return f"Evaluation: {result.headline}"
         case "report":

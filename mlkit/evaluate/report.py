@@ -177,5 +177,5 @@ _WORTH = (
 )
 _BY_CLASS = "By where the examples come from, or whom they are about, the worth was not measured."
 _OF_PICTURES = (
-    "Near-duplicates are sought by the whole frame: crops, mirrored copies and other photographs of the same thing are not found.",
+    "Near-duplicates are found mirrored, saved anew, or cropped by 5 % on each side; smaller parts and other photographs of the same thing are not.",
 )

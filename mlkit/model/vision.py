@@ -38,6 +38,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from ..config import MlkitError, Settings, listed, nearest
+from .recipe import choose_recipe
 from ..preprocess.cache import targets_of
 from ..preprocess.mask_values import NO_CLASS
 from ..preprocess.source import find_mount
@@ -294,7 +295,8 @@ def learner(
     if _is_for_masks(dls):
         learn = _unet(dls, model.arch, options)
     else:  # `dataloaders` has normalised
-        learn = _with_head(dls, arch, options)
+        few = choose_recipe(len(dls.train_ds), settings).few
+        learn = _with_head(dls, arch, options, few)
     if _is_for_numbers(dls):
         nn.init.zeros_(learn.model[1][-1].weight)
         learn.model[1].append(in_units(targets_of(dls.train_ds)))
@@ -324,8 +326,11 @@ def _metrics(dls: DataLoaders) -> list[Any]:
     return [accuracy if isinstance(_loss(dls), CrossEntropyLossFlat) else accuracy_multi]
 
 
-def _with_head(dls: DataLoaders, arch: Any, options: dict[str, Any]) -> Learner:
-    drop = {"ps": 0.0} if _is_for_numbers(dls) else {}
+_LINEAR = {"lin_ftrs": [], "first_bn": False, "ps": 0.0}  # behind pooled features
+
+
+def _with_head(dls: DataLoaders, arch: Any, options: dict[str, Any], few: bool) -> Learner:
+    drop = _LINEAR if few else {"ps": 0.0} if _is_for_numbers(dls) else {}
     try:
         return vision_learner(dls, arch, pretrained=False, normalize=False, **drop, **options)
     except Exception as e:  # a body whose end fastai does not find, or that wants another size

@@ -22,6 +22,7 @@ from ..inference.levels import Levels
 from .audit import FileAudit
 from .mask_values import MaskTable
 from .named_files import CLASS, LABELS, MASKS, NUMBERS
+from .near_duplicates import NearPair, join_units
 from .source import DataError
 
 # %% ../../nbs/preprocess/03_split.ipynb #519c3d61
@@ -122,14 +123,28 @@ class Split:
         with open(path, "w", newline="", encoding="utf-8") as f:
             csv.writer(f).writerows([head, *rows])
 
+# %% ../../nbs/preprocess/03_split.ipynb #5023ea08
+def _said_of(near: Sequence[NearPair], found: FileAudit, held: Sequence[bool]) -> dict[str, str]:
+    "The near-duplicates by name, those first that stand on both sides."
+    if not near:
+        return {}
+    across = [pair for pair in near if held[pair.first] != held[pair.second]]
+    order = [*across, *(pair for pair in near if pair not in across)]
+    names = [[found.readable[i].example.name for i in (p.first, p.second)] for p in order]
+    where = f"{len(across)} across the split" if across else "each on one side of the split"
+    return {
+        "near-duplicates": f"{len(near)} pair{'s' * (len(near) > 1)}, {where}: {listed([' = '.join(n) for n in names], 5)}"
+    }
+
 # %% ../../nbs/preprocess/03_split.ipynb #453fd257
 def split(
     found: FileAudit,  # of the source
     settings: Settings,  # `data.valid`, `.group`, `.time`, `.min_examples`, `train.seed`
+    near: Sequence[NearPair] = (),  # of readable examples that are nearly the same
 ) -> Split:
     "Return the source's own split, or a stratified one by content; raise `DataError` when there is too little."
     _check_enough(found, settings.data)
-    held, how = _held(found, settings)
+    held, how = _held(found, settings, near)
     parts = [
         tuple(r for r, h in zip(found.readable, held, strict=True) if h is side)
         for side in (False, True)
@@ -143,12 +158,11 @@ def split(
         for what in ("levels", "masks", "columns", "unread")
         if hasattr(found, what)
     }
-    return Split(
-        *parts, found.labels, found.fingerprint, found.task, how, about=_about(found), **own
-    )
+    about = _about(found) | _said_of(near, found, held)
+    return Split(*parts, found.labels, found.fingerprint, found.task, how, about=about, **own)
 
 
-def _held(found: FileAudit, settings: Settings) -> tuple[list[bool], str]:
+def _held(found: FileAudit, settings: Settings, near: Sequence[NearPair]) -> tuple[list[bool], str]:
     records, data = found.readable, settings.data
     if found.parts:
         return [r.example.part == "valid" for r in records], "the source's own"
@@ -159,8 +173,10 @@ def _held(found: FileAudit, settings: Settings) -> tuple[list[bool], str]:
     truths = defaultdict(set)
     for r in records:
         truths[r.sha256].add(r.truth)
-    units = [r.example.group if data.group else r.sha256 for r in records]
-    never = () if data.group else {sha for sha, t in truths.items() if len(t) > 1}
+    own = [r.example.group if data.group else r.sha256 for r in records]
+    units = join_units(own, near)
+    mixed = {} if data.group else {sha for sha, t in truths.items() if len(t) > 1}
+    never = {unit for unit, sha in zip(units, own, strict=True) if sha in mixed}
     strata = [found.labels_of(r) or ("",) for r in records]
     held = hold_out(units, strata, data.valid, seed=settings.train.seed, never=never)
     return (

@@ -60,9 +60,9 @@ def batch_size(
     asked: int = 0,  # `data.batch_size`; 0 = chosen here
     most: int = 64,  # that are chosen
 ) -> int:
-    "Return the batch size: as asked, else a power of two that gives at least 16 steps an epoch, above 64 at least 20."
-    small, large = (1 << max(count // steps, 1).bit_length() - 1 for steps in (16, 20))
-    return min(asked, count) or max(2, min(64, small), min(most, large))
+    "Return the batch size: as asked, else a power of two that gives at least 16 steps an epoch, above 64 at least 20; a batch of 8 may leave but 4."
+    least, small, large = (1 << max(count // steps, 1).bit_length() - 1 for steps in (4, 16, 20))
+    return min(asked, count) or max(2, min(8, least), min(64, small), min(most, large))
 
 
 def largest_batch(

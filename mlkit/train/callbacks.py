@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainError', 'TrainInterrupted', 'KeepBest', 'EpochLogger', 'SeedEachEpoch', 'seed_everything', 'EMACallback',
-           'RaiseOnNaNCallback', 'first_not_finite', 'is_out_of_memory']
+           'FreezeStatistics', 'RaiseOnNaNCallback', 'first_not_finite', 'is_out_of_memory']
 
 # %% ../../nbs/train/03_callbacks.ipynb #00402d6e
 import random
@@ -23,7 +23,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
-from fastai.torch_core import set_seed
+from fastai.torch_core import norm_types, set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -191,6 +191,18 @@ class EMACallback(Callback):
         "Put the weights back."
         if self.inside:  # not in an epoch that is skipped
             self._exchange()
+
+# %% ../../nbs/train/03_callbacks.ipynb #f4ba37e9
+class FreezeStatistics(Callback):
+    "Leave the statistics of every batch norm as they are, and train with them."
+
+    run_valid = False
+
+    def before_train(self) -> None:
+        "Put the layers into the mode of evaluation, after the network was put into that of training."
+        for layer in self.model.modules():
+            if isinstance(layer, norm_types):
+                layer.eval()
 
 # %% ../../nbs/train/03_callbacks.ipynb #ad11f5d1
 @dataclass(frozen=True)

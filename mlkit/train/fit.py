@@ -28,12 +28,14 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from ..config import Settings, keep_freed_blocks
+from ..model.recipe import choose_recipe
 from ..model.vision import in_stages, local_path
 from ..preprocess.cache import on_pixels
 from ..runs.record import Run
 from mlkit.train.callbacks import (
     EMACallback,
     EpochLogger,
+    FreezeStatistics,
     KeepBest,
     RaiseOnNaNCallback,
     SeedEachEpoch,
@@ -42,7 +44,7 @@ from mlkit.train.callbacks import (
     is_out_of_memory,
 )
 from .checkpoint import CheckpointCallback, read_checkpoint
-from .head import _LEAST, head_learner
+from .head import _LEAST, head_learner, is_probe
 from mlkit.train.losses import (
     StandardLoss,
     TrainingLoss,
@@ -97,6 +99,9 @@ class SingleProcess:
 
 # %% ../../nbs/train/01_fit.ipynb #52203a53
 EPOCHS, PATIENCE = 4, 3  # of pictures, unless they are said
+_GENTLE = (
+    1e-4  # rate of the body with few images, unless one is given; the head has found its place
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Fit:
     history: tuple[dict[str, Any], ...]
     checkpoint: Path
     out_of_time: bool = False  # `last.pth` beside the checkpoint is there to go on from
+    recipe: str = ""  # and why this one
 
 
 def fit(
@@ -176,7 +182,7 @@ def fit(
     run.log("fit", epochs=best.epochs, best_epoch=best.best_epoch, out_of_time=last.out_of_time)
     return Fit(
         last.lr,
-        not options.lr,
+        not options.lr and not plan.few,
         best.epochs,
         best.best_epoch,
         best.stopped,
@@ -186,6 +192,7 @@ def fit(
         tuple(diary.rows),
         best.path,
         last.out_of_time,
+        plan.recipe,
     )
 
 
@@ -217,6 +224,9 @@ class _Plan:
         self.own_loss, model = self.learn.loss_func, self.settings.model
         self.on_gpu = torch.device(self.learn.dls.device or "cpu").type == "cuda"
         self.pretrained = bool(model.pretrained or model.weights)
+        self.few = self.pretrained and is_probe(self.learn)
+        chosen = choose_recipe(len(self.learn.dls.train_ds), self.settings)
+        self.recipe = str(chosen) if self.pretrained and chosen.few == self.few else ""
 
     def carry_out(self) -> None:
         "Go through the phases; where memory is too little, go on with half the batch."
@@ -268,10 +278,16 @@ class _Plan:
         if epochs and not self.group.first(lambda: over):
             with in_stages(learn):
                 learn.freeze_to(1 if options.freeze == "early" else 0)
-                rate = options.lr or max(last.lr, _LEAST)
-                body, done = rate / 2 * options.body_lr, len(self.diary.rows) - 1
-                rates = [body, body, rate / 2]
-                self._cycle(learn, "body", epochs, rates, done, pct_start=0.3, div=5.0)
+                done = len(self.diary.rows) - 1
+                self._cycle(learn, "body", epochs, self._rates(), done, pct_start=0.3, div=5.0)
+
+    def _rates(self) -> list[float]:
+        "Rates of the early layers, the late ones and the head while the body learns."
+        options, last = self.settings.train, self.last
+        if self.few:
+            return [last.lr, last.lr, last.lr / 100]
+        rate = options.lr or max(last.lr, _LEAST)
+        return [rate / 2 * options.body_lr] * 2 + [rate / 2]
 
     def _loaders(self) -> DataLoaders:
         dls, changes = self.learn.dls, {"bs": self.last.batch}
@@ -282,13 +298,14 @@ class _Plan:
         return DataLoaders(train, valid, path=dls.path, device=dls.device)
 
     def _head(self) -> None:
-        learn = self.learn
+        learn, options = self.learn, self.settings.train
         self.diary.began = time.monotonic()
         learn.freeze()
         if state := self.group.first(self._on_features):
             return self.last.take(state) if self.group.rank else None
-        self.last.lr = self.last.lr or self.group.first(lambda: find_lr(learn, self.run))
-        self._cycle(learn, "head", 1, self.last.lr, 0, pct_start=0.99)
+        rate = options.lr or self.group.first(lambda: find_lr(learn, self.run))
+        self.last.lr = options.lr or (_GENTLE if self.few else rate)
+        self._cycle(learn, "head", 1, rate, 0, pct_start=0.99)
 
     def _on_features(self) -> dict[str, Any] | None:
         "Train the head on kept features; return what the other processes go on from, None where it has no such form."
@@ -296,7 +313,7 @@ class _Plan:
         small = head_learner(learn, options, self.precision) if options.head_epochs else None
         if small is None:
             return None
-        self.last.lr = self.last.lr or find_lr(small, self.run)
+        self.last.lr = self.last.lr or (_GENTLE if self.few else find_lr(small, self.run))
         self._cycle(small, "head", 1, self.last.lr, 0)
         alone = self.group.count == 1
         return {"alone": True} if alone else torch.load(self.last.path, weights_only=True)
@@ -315,10 +332,12 @@ class _Plan:
             self.best,
             self.last,
         ]
-        loss = training_loss(self.learn, options)
+        smooth = {"label_smoothing": 0.0} if self.few else {}
+        loss = training_loss(self.learn, options.model_copy(update=smooth))
         judged = loss if isinstance(loss, StandardLoss) else self.own_loss
         cbs.append(TrainingLoss(loss, judged))
         cbs += [ChannelsLast()] if options.channels_last and learn is self.learn else []
+        cbs += [FreezeStatistics()] if self.few and whole else []
         cbs += [MixUp(options.mixup)] if options.mixup and whole else []
         cbs += [EMACallback(options.ema)] if options.ema and whole else []
         cbs += self.told.callbacks(phase)
