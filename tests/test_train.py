@@ -80,7 +80,8 @@ def assignments(folder: Path) -> list[str]:
         "data.source": "sklearn:digits",
         "data.size": 32,
         "data.flip": "false",
-        "data.exif": "ignore",  # so that fastai opens the images
+        "data.exif": "ignore",  # so that fastai opens the images, as they are
+        "data.decode": "full",
         "model.name": "digits",
         "model.arch": "test_resnet",
         "model.weights": folder / "body.pth",
