@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
 from fastcore.basics import GetAttr
 from torch import nn
 
@@ -119,7 +119,7 @@ def is_probe(
 class LinearProbe(Callback):
     "Fit the first layer, which is linear, in place of an epoch of steps; `found` is what cross-validation said."
 
-    order = Recorder.order + 1  # so that it has the last word on whether there was an epoch
+    order = ProgressCallback.order + 1  # behind the bars, and with the last word on the epoch
 
     def __init__(
         self,
