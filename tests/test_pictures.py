@@ -245,6 +245,7 @@ def test_a_bad_input_is_refused_by_name(trained: Trained, server: Server, name: 
         ([{"b64": base64.b64encode(b"words").decode()}], 415, "instances.0"),
         ([], 422, "instances"),
     ]:
-        said = httpx.post(where, json={"instances": bad}, timeout=30)
+        how = {"timeout": 30, "params": {"strict": "true"}}
+        said = httpx.post(where, json={"instances": bad}, **how)
         assert (said.status_code, words in said.text) == (status, True), (bad, said.text)
     assert httpx.post(where, content=good, headers={"content-type": "image/png"}).status_code == 200

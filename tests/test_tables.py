@@ -221,10 +221,13 @@ BAD = {
 def test_a_bad_value_is_a_422_that_names_row_and_column(
     http: httpx.Client, change: dict[str, Any], column: str
 ) -> None:
-    body = {"instances": [FLAT, FLAT | change]}
-    answer = http.post("/v1/models/rent/predict", json=body)
-    assert answer.status_code == 422 and f"instances.1.{column}: " in answer.json()["detail"]
+    body, url = {"instances": [FLAT, FLAT | change]}, "/v1/models/rent/predict"
+    answer = http.post(url, json=body, params={"strict": "true"})
+    said = answer.json()["detail"]
+    assert answer.status_code == 422 and f"instances.1.{column}: " in said
     assert answer.headers["content-type"] == "application/problem+json"
+    good, bad = http.post(url, json=body).json()["predictions"]
+    assert [good] == ask(http, "rent", FLAT) and bad["error"]["detail"] == said
 
 
 def test_what_the_table_had_and_the_model_does_not_read_is_ignored_and_said(

@@ -162,8 +162,11 @@ def test_what_is_no_text_is_422_naming_the_field(
     instance: object, said: str, http: httpx.Client
 ) -> None:
     body = json.dumps({"instances": [{"text": "good"}, instance]})
-    r = http.post("/v1/predict", content=body, headers={"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    r = http.post("/v1/predict", content=body, headers=headers, params={"strict": "true"})
     assert r.status_code == 422 and said in r.json()["detail"], r.text
+    good, bad = http.post("/v1/predict", content=body, headers=headers).json()["predictions"]
+    assert good == ask(http, "good")[0] and bad["error"]["detail"] == r.json()["detail"]
 
 
 def test_texts_of_other_kinds(http: httpx.Client) -> None:

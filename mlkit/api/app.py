@@ -140,14 +140,19 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 # %% ../../nbs/api/11_app.ipynb #91fe6716
 def _add_predict(app: FastAPI, service: Service) -> None:
+    default, limit = service.host.default, service.api.max_inputs
+    version = service.host.registry.resolve(default.ref)
     TopK = Annotated[int | None, Query(ge=1, le=10_000, description="only the k likeliest labels")]
     Strict = Annotated[bool, Query(description="one bad input refuses all")]
     From = Annotated[
         float | None,
-        Query(ge=0, le=1, description="labels are given from this probability on, of several"),
+        Query(
+            ge=0,
+            le=1,
+            description="of several labels: those from this probability on",
+            include_in_schema=version.manifest.output.kind == "labels",
+        ),
     ]
-    default, limit = service.host.default, service.api.max_inputs
-    version = service.host.registry.resolve(default.ref)
 
     described = {
         "tags": ["predict"],

@@ -123,7 +123,9 @@ class Done:
     prepare_ms: float
     wait_ms: float
     forward_ms: float
-    wrong: Mapping[int, Exception]  # by place: inputs that `apart_from` let pass, and have no row
+    wrong: Mapping[int, Exception] = field(
+        default_factory=dict
+    )  # by place: inputs that `apart_from` let pass, and have no row
 
 # %% ../../nbs/inference/08_batcher.ipynb #57208da1
 @dataclass(eq=False)
