@@ -904,7 +904,8 @@ def test_a_version_that_harms_is_not_let_in(
         (tmp_path / "crash").mkdir()
         (tmp_path / "crash/sitecustomize.py").write_text(CRASH)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'crash'}:{os.environ.get('PYTHONPATH', '')}")
-    with start("api.load_seconds=3", root=registry.root, cold=True) as server:
+    seconds = 3 if what == "hang" else 60
+    with start(f"api.load_seconds={seconds}", root=registry.root, cold=True) as server:
         assert ask(server).is_success
         registry.promote(bad.ref)
         until(lambda: httpx.get(f"{server.url}/health/ready").json().get("troubles"))
