@@ -19,6 +19,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .body import declared_length
 from .logs import _ignored
 from .middleware import RequestMiddleware
 from ..config import MlkitError, Settings, keep_freed_blocks
@@ -146,6 +147,16 @@ _PIECE = 1 << 12  # bytes that are taken apart at a time
 
 class _Pipeline(_Protocol):
     rest, unreadable = b"", ""  # bytes not yet taken apart; how what follows was refused
+    left = 0  # bytes of the newest body that are still to come, as it was declared
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        said = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        self.left = declared_length(said.decode())
+
+    def on_body(self, body: bytes) -> None:
+        self.left -= len(body)
+        super().on_body(body)
 
     def data_received(self, data: bytes) -> None:
         if self.rest or self.unreadable:  # it came before the pause was heard of
@@ -158,8 +169,9 @@ class _Pipeline(_Protocol):
             if len(self.pipeline) >= _WAITING:
                 self.rest = bytes(data)
                 return self.flow.pause_reading()
-            super().data_received(data[:_PIECE])
-            data = data[_PIECE:]
+            size = max(_PIECE, self.left)  # a body whole: no request begins in it
+            super().data_received(data[:size])
+            data = data[size:]
 
     def refuse(self, said: str) -> None:
         own = not self.idle and self.cycle.more_body  # it is the body of the newest that is broken
