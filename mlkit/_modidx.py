@@ -1077,6 +1077,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlkit.inference.answers._labels': ( 'inference/answers.html#_labels',
                                                                               'mlkit/inference/answers.py'),
                                          'mlkit.inference.answers._mask': ('inference/answers.html#_mask', 'mlkit/inference/answers.py'),
+                                         'mlkit.inference.answers._notes_schema': ( 'inference/answers.html#_notes_schema',
+                                                                                    'mlkit/inference/answers.py'),
                                          'mlkit.inference.answers._numbers': ( 'inference/answers.html#_numbers',
                                                                                'mlkit/inference/answers.py'),
                                          'mlkit.inference.answers._said': ('inference/answers.html#_said', 'mlkit/inference/answers.py'),

@@ -203,31 +203,37 @@ _BY_NAME: dict[str, dict[str, Any]] = {
 }
 
 
-_NOTES: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        what: {"type": "array", "items": {"type": "string"}, "description": f"columns {said}"}
-        for what, said in {
-            "filled": "that were missing, as they never were in training; its median stands in",
-            "unseen": "whose word training never had",
-            "ignored": "that the model does not read",
-        }.items()
-    },
-    "description": "only where there is something to say of the row",
-}
+def _notes_schema(
+    things: str,  # that are listed
+    said: dict[str, str],  # by name of the list: which of them
+    when: str,
+) -> dict[str, Any]:
+    lists = {
+        what: {"type": "array", "items": {"type": "string"}, "description": f"{things} {which}"}
+        for what, which in said.items()
+    }
+    return {"type": "object", "properties": lists, "description": when}
 
 
-_NOTES_OF_IMAGE: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        what: {"type": "array", "items": {"type": "string"}, "description": f"EXIF tags {said}"}
-        for what, said in {
-            "applied": "by which the image was turned before the model saw it",
-            "ignored": "by which people see it turned, and the model did not",
-        }.items()
+_NOTES = _notes_schema(
+    "columns",
+    {
+        "filled": "that were missing, as they never were in training; its median stands in",
+        "unseen": "whose word training never had",
+        "ignored": "that the model does not read",
     },
-    "description": "only where the image has an orientation tag",
-}
+    "only where there is something to say of the row",
+)
+
+
+_NOTES_OF_IMAGE = _notes_schema(
+    "EXIF tags",
+    {
+        "applied": "by which the image was turned before the model saw it",
+        "ignored": "by which people see it turned, and the model did not",
+    },
+    "only where the image has an orientation tag",
+)
 
 
 def schema(
